@@ -1,0 +1,583 @@
+"""
+X-SAM: segmentation of whatever phrases and regions a prompt names (arXiv 2508.04655).
+
+Shapes: B samples, T tokens, M images, R region prompts, N `<SEG>` tokens of the batch, Q queries, K classes with the
+background last, S side of the high-resolution input, h x w size of the decoder's masks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import maybe_autocast
+
+from .configuration_xsam import XSAMConfig
+from .connector_xsam import XSAMConnector, XSAMProjector, space_to_depth
+from .generation_xsam import XSAMGenerationMixin
+from .loss_xsam import XSAMLoss
+from .mask_decoder_xsam import XSAMMaskDecoder, XSAMPhraseClassifier, stack_classes
+from .outputs_xsam import XSAMImageFeatures, XSAMSegmentationOutput, XSAMUniversalSegmentationOutput
+from .phrase_spans_xsam import ClassLayout, SegPhrases, layout_classes, parse_answer, parse_prompt
+from .placeholders_xsam import regions_per_sample, resolve_image_index, resolve_region_batch_index
+from .region_sampler_xsam import XSAMRegionSampler
+
+
+class XSAMPreTrainedModel(PreTrainedModel):
+    config: XSAMConfig
+    config_class = XSAMConfig
+    base_model_prefix = ""
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["XSAMConnector", "XSAMMaskDecoder", "XSAMProjector"]
+    # Thresholded attention masks and cosines do not survive half precision.
+    _keep_in_fp32_modules_strict = {
+        "background_embedding",
+        "class_predictor",
+        "connector",
+        "mask_decoder",
+        "mask_projector",
+        "phrase_classifier",
+    }
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any):
+        """
+        As in transformers, but a checkpoint that lacks weights is an error instead of a randomly initialised rest.
+        Whoever asks for the loading info gets the model and the list of missing keys instead.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, info
+        missing = sorted(info["missing_keys"])
+        if missing:
+            saved_as = ", ".join(model.config.architectures or ["an unknown class"])
+            raise ValueError(
+                f"The checkpoint lacks {len(missing)} weights of {cls.__name__}, among them {', '.join(missing[:3])}. "
+                f"It was saved from {saved_as}: load it with that class, or convert or train what is missing. "
+                "output_loading_info=True loads it all the same, with random weights in those places."
+            )
+        return model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, XSAMPhraseClassifier):
+            init.copy_(module.logit_scale, XSAMPhraseClassifier(module.logit_clamp).logit_scale)
+        else:
+            super()._init_weights(module)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # See XSAMMaskDecoder: modules without parameters of their own would be skipped.
+        super()._initialize_weights(module, is_custom_code=False)
+
+    def _high_res_hidden_states(self, pixel_values: torch.Tensor, layers: list[int]) -> list[torch.Tensor]:
+        """Hidden states (M, H, W, C) of the dense tower; layer 0 is the patch embedding, -1 the last block."""
+        # All are recorded: a list of layers would record fewer, but means different layers in different versions.
+        states = self.high_res_vision_tower(
+            pixel_values.to(self.high_res_vision_tower.dtype), output_hidden_states=True, return_dict=True
+        ).hidden_states
+        return [states[layer] for layer in layers]
+
+    def _connector_maps(self, hidden_states: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        with maybe_autocast(device_type=hidden_states[0].device.type, enabled=False):
+            return self.connector(hidden_states)
+
+
+def _auxiliary_logits(masks: tuple[torch.Tensor, ...], classes: tuple[torch.Tensor, ...]) -> list[dict] | None:
+    """All predictions but the last, in the form of transformers' Mask2Former; None if there is only the last."""
+    if len(masks) == 1:
+        return None
+    return [
+        {"masks_queries_logits": mask_logits, "class_queries_logits": class_logits}
+        for mask_logits, class_logits in zip(masks[:-1], classes[:-1], strict=True)
+    ]
+
+
+class XSAMForUniversalSegmentation(XSAMPreTrainedModel):
+    """Stage 1: dense tower, connector and mask decoder with a linear class head; no language model."""
+
+    main_input_name = "high_res_pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: XSAMConfig) -> None:
+        super().__init__(config)
+        high_res_config = config.high_res_vision_config
+        self.high_res_vision_tower = AutoModel.from_config(high_res_config)
+        self.connector = XSAMConnector(
+            high_res_config.hidden_size, config.connector_hidden_size, config.connector_scale_factors
+        )
+        self.mask_decoder = XSAMMaskDecoder(config.mask_decoder_config, config.connector_out_channels)
+        self.class_predictor = nn.Linear(config.mask_decoder_config.hidden_dim, config.num_labels + 1)
+        self.loss = XSAMLoss(config.mask_decoder_config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        high_res_pixel_values: torch.Tensor,
+        mask_labels: list[torch.Tensor] | None = None,
+        class_labels: list[torch.Tensor] | None = None,
+        output_auxiliary_logits: bool = False,
+        **kwargs: Any,
+    ) -> XSAMUniversalSegmentationOutput:
+        """
+        Args:
+            high_res_pixel_values: (M, 3, S, S).
+            mask_labels: M tensors (n, S, S) with values 0 and 1.
+            class_labels: M tensors int64 (n,).
+            output_auxiliary_logits: whether to return the predictions before the last one.
+        """
+        hidden_states = self._high_res_hidden_states(high_res_pixel_values, self.config.connector_feature_layers)
+        maps = self._connector_maps(hidden_states)
+        with maybe_autocast(device_type=maps[0].device.type, enabled=False):
+            items = torch.arange(len(high_res_pixel_values), device=maps[0].device)
+            decoded = self.mask_decoder(
+                maps, items, output_auxiliary=output_auxiliary_logits or mask_labels is not None
+            )
+            classes = tuple(self.class_predictor(queries) for queries in decoded.queries)
+        result = XSAMUniversalSegmentationOutput(
+            class_queries_logits=classes[-1],
+            masks_queries_logits=decoded.masks_queries_logits[-1],
+            auxiliary_logits=_auxiliary_logits(decoded.masks_queries_logits, classes),
+        )
+        if mask_labels is not None:
+            result.loss_dict = self.loss(
+                result.masks_queries_logits,
+                result.class_queries_logits,
+                mask_labels,
+                class_labels,
+                result.auxiliary_logits,
+            )
+            result.loss = sum(result.loss_dict.values())
+        return result
+
+
+class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
+    """
+    The full model. `forward` is language modelling, with mask losses if there are mask labels; `generate` is plain
+    transformers generation; `segment` gives masks for the `<SEG>` tokens of prompts and answers.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "language_model.embed_tokens.weight"}
+
+    def __init__(self, config: XSAMConfig) -> None:
+        super().__init__(config)
+        # transformers derives the kind of loss from the class name, which here names the other task.
+        self.loss_type = "ForCausalLM"
+        text_size, high_res_size = config.text_config.hidden_size, config.high_res_vision_config.hidden_size
+        decoder_config = config.mask_decoder_config
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.high_res_vision_tower = AutoModel.from_config(config.high_res_vision_config)
+        self.multi_modal_projector = XSAMProjector(config.vision_config.hidden_size, text_size)
+        self.high_res_projector = XSAMProjector(high_res_size * config.high_res_downsample_factor**2, text_size)
+        self.region_sampler = XSAMRegionSampler(
+            config.num_region_points, config.num_region_tokens, config.region_pooling
+        )
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.lm_head = nn.Linear(text_size, config.text_config.vocab_size, bias=False)
+        self.mask_projector = XSAMProjector(text_size, decoder_config.hidden_dim)
+        self.background_embedding = nn.Embedding(1, decoder_config.hidden_dim)
+        self.connector = XSAMConnector(high_res_size, config.connector_hidden_size, config.connector_scale_factors)
+        self.mask_decoder = XSAMMaskDecoder(decoder_config, config.connector_out_channels)
+        self.phrase_classifier = XSAMPhraseClassifier(decoder_config.class_logit_clamp)
+        self.loss = XSAMLoss(decoder_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def get_image_features(self, pixel_values: torch.Tensor, high_res_pixel_values: torch.Tensor) -> XSAMImageFeatures:
+        """
+        Args:
+            pixel_values: (M, 3, s, s), input of the global tower.
+            high_res_pixel_values: (M, 3, S, S), input of the dense tower, the same images.
+
+        Raises:
+            ValueError: if one of the two is missing or they differ in the number of images.
+        """
+        if pixel_values is None or high_res_pixel_values is None or len(pixel_values) != len(high_res_pixel_values):
+            counts = [0 if p is None else len(p) for p in (pixel_values, high_res_pixel_values)]
+            raise ValueError(
+                f"pixel_values has {counts[0]} images and high_res_pixel_values {counts[1]}; both are needed for every "
+                "image."
+            )
+        states = self.vision_tower(
+            pixel_values.to(self.vision_tower.dtype), output_hidden_states=True, return_dict=True
+        ).hidden_states
+        vision_tokens = self.multi_modal_projector(states[self.config.vision_feature_layer])
+        layers = [self.config.high_res_feature_layer, *self.config.connector_feature_layers]
+        high_res_states, *connector_states = self._high_res_hidden_states(high_res_pixel_values, layers)
+        merged = space_to_depth(high_res_states, self.config.high_res_downsample_factor)
+        token_map = self.high_res_projector(merged)
+        return XSAMImageFeatures(
+            vision_tokens=vision_tokens,
+            high_res_tokens=token_map.flatten(1, 2),
+            region_map=token_map.permute(0, 3, 1, 2),
+            connector_maps=self._connector_maps(connector_states),
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        high_res_pixel_values: torch.Tensor | None = None,
+        region_masks: torch.Tensor | None = None,
+        region_batch_index: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        phrase_group_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        mask_labels: list[torch.Tensor] | None = None,
+        class_labels: list[torch.Tensor] | None = None,
+        image_features: XSAMImageFeatures | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> XSAMSegmentationOutput:
+        """
+        Args:
+            input_ids: int64 (B, T), with `num_image_tokens` image tokens per image and `num_region_tokens` region
+                tokens per region.
+            attention_mask: (B, T), 0 for padding.
+            position_ids: int64 (B, T); counted over real tokens if not given.
+            pixel_values, high_res_pixel_values: see `get_image_features`. Or give `image_features`.
+            region_masks: bool (R, S, S), in the order of the regions in `input_ids`, batch-major.
+            region_batch_index: int64 (R,), the image each region is read from; by default its sample's image.
+            image_index: int64 (B,), the image each sample looks at; by default the samples with image tokens take the
+                images in order. It lets many samples share an image that is encoded once.
+            phrase_group_ids: int64 (N,); `<SEG>`s of equal id share their phrases as classes, -1 shares with none.
+            inputs_embeds: (B, T, hidden), instead of `input_ids`; images and regions have to be in it already.
+            labels: int64 (B, T), -100 where there is no language loss.
+            mask_labels: one tensor (n, S, S) per `<SEG>`, batch-major, with values 0 and 1.
+            class_labels: one tensor int64 (n,) per `<SEG>`, indices into that `<SEG>`'s own phrases.
+            image_features: features from `get_image_features`, instead of pixels.
+            logits_to_keep: number of last positions (or the positions) to compute logits for; 0 for all.
+
+        Raises:
+            ValueError: if the inputs disagree with each other, naming the counts.
+        """
+        if image_features is None and (pixel_values is not None or high_res_pixel_values is not None):
+            image_features = self.get_image_features(pixel_values, high_res_pixel_values)
+        if mask_labels is not None and input_ids is None:
+            raise ValueError("mask_labels were given without input_ids, which say where <SEG> and phrases stand.")
+        if inputs_embeds is None:
+            image_index = self._image_index(input_ids, image_features, image_index)
+            inputs_embeds = self._embed(input_ids, image_features, image_index, region_masks, region_batch_index)
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=_positions(attention_mask, inputs_embeds) if position_ids is None else position_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self._logits(hidden_states[:, kept])
+        losses = {}
+        if labels is not None:
+            # The placeholders cannot be predicted: as labels their loss would be infinite.
+            labels = labels.masked_fill(torch.isin(labels, self._placeholder_ids(labels.device)), -100)
+            losses["loss_lm"] = self.loss_function(logits, labels, self.config.text_config.vocab_size, **kwargs)
+        segmentation = {}
+        if mask_labels is not None:
+            segs = [parse_prompt(row, self.config) for row in input_ids.tolist()]
+            segmentation = self._decode(
+                hidden_states, segs, image_features, image_index, phrase_group_ids, output_auxiliary_logits=True
+            )
+            losses.update(self._mask_losses(segmentation, phrase_group_ids, mask_labels, class_labels))
+        return XSAMSegmentationOutput(
+            loss=sum(losses.values()) if losses else None,
+            loss_dict=losses or None,
+            logits=logits,
+            image_features=image_features,
+            # The cache's field has different names in different versions of transformers.
+            **{name: value for name, value in outputs.items() if name != "last_hidden_state"},
+            **segmentation,
+        )
+
+    @torch.no_grad()
+    def segment(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        high_res_pixel_values: torch.Tensor | None = None,
+        region_masks: torch.Tensor | None = None,
+        region_batch_index: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        phrase_group_ids: torch.Tensor | None = None,
+        image_features: XSAMImageFeatures | None = None,
+        generate_answer: bool | None = None,
+        output_auxiliary_logits: bool = False,
+        **generate_kwargs: Any,
+    ) -> XSAMSegmentationOutput:
+        """
+        Masks for the `<SEG>` tokens of prompts and answers. Samples are independent of each other, unless
+        `phrase_group_ids` says otherwise; a batch gives what a loop over its samples gives.
+
+        Args:
+            input_ids ... image_features: as in `forward`; padded on either side.
+            generate_answer: None generates answers for the samples whose prompt does not end in `<SEG>`; False
+                generates nothing and segments every `<SEG>` of `input_ids`; True generates for all. Of a generated
+                answer, its own `<SEG>`s are segmented, not those of the conversation before it.
+            output_auxiliary_logits: whether to return the predictions before the last one.
+            generate_kwargs: arguments of `generate`, such as `max_new_tokens` or `streamer`.
+
+        Raises:
+            ValueError: if a prompt is malformed or the inputs disagree with each other. Malformed answers are no
+                error: they give no segment, and `empty_reasons` says why.
+        """
+        if image_features is None and (pixel_values is not None or high_res_pixel_values is not None):
+            image_features = self.get_image_features(pixel_values, high_res_pixel_values)
+        image_index = self._image_index(input_ids, image_features, image_index)
+        region_batch_index = resolve_region_batch_index(
+            input_ids, image_index, _num_images(image_features), region_masks, region_batch_index, self.config
+        )
+        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        prompts = [row[mask.bool()] for row, mask in zip(input_ids, attended, strict=True)]
+        answered = [self._wants_answer(prompt, generate_answer) for prompt in prompts]
+        sequences = self._with_answers(
+            prompts, answered, image_features, image_index, region_masks, region_batch_index, generate_kwargs
+        )
+        lengths = torch.tensor([len(sequence) for sequence in sequences], device=input_ids.device)
+        padded = pad_sequence(sequences, batch_first=True, padding_value=self._padding_id)
+        mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+        embeds = self._embed(padded, image_features, image_index, region_masks, region_batch_index)
+        hidden_states = self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask.long(),
+            position_ids=_positions(mask, embeds),
+            use_cache=False,
+            return_dict=True,
+        ).last_hidden_state
+        segs, reasons = self._parse(sequences, prompts, answered)
+        segmentation = self._decode(
+            hidden_states, segs, image_features, image_index, phrase_group_ids, output_auxiliary_logits
+        )
+        return XSAMSegmentationOutput(
+            **segmentation,
+            sequences=padded,
+            prompt_lengths=torch.tensor([len(prompt) for prompt in prompts], device=input_ids.device),
+            sequence_lengths=lengths,
+            empty_reasons=tuple(reasons),
+            image_features=image_features,
+        )
+
+    # Inputs of the language model
+
+    def _image_index(
+        self,
+        input_ids: torch.Tensor,
+        image_features: XSAMImageFeatures | None,
+        image_index: torch.Tensor | None,
+    ) -> torch.Tensor:
+        return resolve_image_index(input_ids, _num_images(image_features), image_index, self.config)
+
+    def _embed(
+        self,
+        input_ids: torch.Tensor,
+        image_features: XSAMImageFeatures | None,
+        image_index: torch.Tensor,
+        region_masks: torch.Tensor | None,
+        region_batch_index: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """(B, T, hidden): token embeddings with the images and regions in their places."""
+        region_batch_index = resolve_region_batch_index(
+            input_ids, image_index, _num_images(image_features), region_masks, region_batch_index, self.config
+        )
+        embeds = self.get_input_embeddings()(input_ids)
+        shown = image_index[image_index >= 0]
+        if len(shown):
+            tokens = torch.cat([image_features.vision_tokens, image_features.high_res_tokens], dim=1)
+            is_image = (input_ids == self.config.image_token_id)[..., None].to(embeds.device)
+            embeds = embeds.masked_scatter(is_image, tokens[shown.to(tokens.device)].to(embeds))
+        if region_batch_index is not None:
+            regions = self.region_sampler(image_features.region_map, region_masks, region_batch_index)
+            is_region = (input_ids == self.config.region_token_id)[..., None].to(embeds.device)
+            embeds = embeds.masked_scatter(is_region, regions.to(embeds))
+        return embeds
+
+    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Vocabulary logits in which the two placeholder tokens never win and have no share in the loss."""
+        logits = self.lm_head(hidden_states)
+        return logits.index_fill_(-1, self._placeholder_ids(logits.device), torch.finfo(logits.dtype).min)
+
+    def _placeholder_ids(self, device: torch.device) -> torch.Tensor:
+        return torch.tensor([self.config.image_token_id, self.config.region_token_id], device=device)
+
+    # Answers
+
+    def _wants_answer(self, prompt: torch.Tensor, generate_answer: bool | None) -> bool:
+        if generate_answer is not None:
+            return generate_answer
+        return len(prompt) == 0 or int(prompt[-1]) != self.config.seg_token_id
+
+    def _with_answers(
+        self,
+        prompts: list[torch.Tensor],
+        answered: list[bool],
+        image_features: XSAMImageFeatures | None,
+        image_index: torch.Tensor,
+        region_masks: torch.Tensor | None,
+        region_batch_index: torch.Tensor | None,
+        generate_kwargs: dict[str, Any],
+    ) -> list[torch.Tensor]:
+        """The prompts, followed by a generated answer where one is wanted."""
+        rows = [row for row, wanted in enumerate(answered) if wanted]
+        if not rows:
+            return prompts
+        if region_masks is not None:
+            counts = torch.stack([regions_per_sample(prompt, self.config) for prompt in prompts])
+            wanted = torch.tensor(answered, device=counts.device).repeat_interleave(counts)
+            region_masks, region_batch_index = region_masks[wanted], region_batch_index[wanted]
+        answers = self._answer(
+            [prompts[row] for row in rows],
+            image_features=image_features,
+            image_index=image_index[rows],
+            region_masks=region_masks,
+            region_batch_index=region_batch_index,
+            **generate_kwargs,
+        )
+        sequences = list(prompts)
+        for row, answer in zip(rows, answers, strict=True):
+            sequences[row] = torch.cat([prompts[row], answer])
+        return sequences
+
+    def _parse(
+        self, sequences: list[torch.Tensor], prompts: list[torch.Tensor], answered: list[bool]
+    ) -> tuple[list[list[SegPhrases]], list[str]]:
+        """Per sample its `<SEG>`s, and why there are fewer than expected."""
+        segs, reasons = [], []
+        for sequence, prompt, generated in zip(sequences, prompts, answered, strict=True):
+            if generated:
+                structure = parse_answer(sequence.tolist(), len(prompt), self.config)
+                segs.append(structure.segs)
+                reasons.append(" ".join(structure.problems))
+            else:
+                segs.append(parse_prompt(sequence.tolist(), self.config))
+                reasons.append("")
+        return segs, reasons
+
+    # Masks
+
+    def _decode(
+        self,
+        hidden_states: torch.Tensor,
+        segs: list[list[SegPhrases]],
+        image_features: XSAMImageFeatures | None,
+        image_index: torch.Tensor,
+        phrase_group_ids: torch.Tensor | None,
+        output_auxiliary_logits: bool,
+    ) -> XSAMSegmentationOutput:
+        """
+        Args:
+            hidden_states: (B, T, hidden), last hidden states of the language model.
+            segs: the `<SEG>`s of each sample.
+
+        Returns:
+            The fields that describe the segmentation, in float32.
+        """
+        samples = [sample for sample, of_sample in enumerate(segs) for _ in of_sample]
+        flat = [seg for of_sample in segs for seg in of_sample]
+        device = hidden_states.device
+        result = XSAMSegmentationOutput(
+            seg_batch_index=torch.tensor(samples, dtype=torch.long, device=device),
+            phrase_spans=tuple(torch.tensor(seg.spans, dtype=torch.long, device=device) for seg in flat),
+        )
+        layout = self._class_layout(result.phrase_spans, phrase_group_ids)
+        seg_images = image_index.to(device)[result.seg_batch_index]
+        if (seg_images < 0).any():
+            raise ValueError(f"Sample {samples[int((seg_images < 0).nonzero()[0, 0])]} has a <SEG>, but no image.")
+        with maybe_autocast(device_type=device.type, enabled=False):
+            projected = self.mask_projector(hidden_states.to(self.mask_projector.linear_1.weight.dtype))
+            phrases = [
+                projected[sample, start:end].mean(0)
+                for sample, seg in zip(samples, flat, strict=True)
+                for start, end in seg.spans
+            ]
+            background = self.background_embedding(torch.zeros(1, dtype=torch.long, device=projected.device))
+            classes, result.class_mask = stack_classes(phrases, layout.members, background)
+            if not flat:
+                num_queries = self.config.mask_decoder_config.num_queries
+                result.class_queries_logits = projected.new_zeros(0, num_queries, 1)
+                result.masks_queries_logits = projected.new_zeros(0, num_queries, 1, 1)
+                return result
+            seg_embeds = torch.stack(
+                [projected[sample, seg.position] for sample, seg in zip(samples, flat, strict=True)]
+            )
+            decoded = self.mask_decoder(image_features.connector_maps, seg_images, seg_embeds, output_auxiliary_logits)
+            logits = tuple(self.phrase_classifier(queries, classes, result.class_mask) for queries in decoded.queries)
+        result.class_queries_logits, result.masks_queries_logits = logits[-1], decoded.masks_queries_logits[-1]
+        result.auxiliary_logits = _auxiliary_logits(decoded.masks_queries_logits, logits)
+        return result
+
+    def _class_layout(
+        self, phrase_spans: tuple[torch.Tensor, ...], phrase_group_ids: torch.Tensor | None
+    ) -> ClassLayout:
+        num_segs = len(phrase_spans)
+        groups = [-1] * num_segs if phrase_group_ids is None else phrase_group_ids.tolist()
+        if len(groups) != num_segs:
+            raise ValueError(f"phrase_group_ids has {len(groups)} entries for {num_segs} <SEG> tokens.")
+        return layout_classes([len(spans) for spans in phrase_spans], groups)
+
+    def _mask_losses(
+        self,
+        segmentation: XSAMSegmentationOutput,
+        phrase_group_ids: torch.Tensor | None,
+        mask_labels: list[torch.Tensor],
+        class_labels: list[torch.Tensor] | None,
+    ) -> dict[str, torch.Tensor]:
+        num_segs = len(segmentation.phrase_spans)
+        if len(mask_labels) != num_segs or class_labels is None or len(class_labels) != num_segs:
+            raise ValueError(
+                f"input_ids have {num_segs} <SEG> tokens, but mask_labels has {len(mask_labels)} entries and "
+                f"class_labels {0 if class_labels is None else len(class_labels)}. Give one entry per <SEG>."
+            )
+        if num_segs == 0:
+            return {}
+        offsets = self._class_layout(segmentation.phrase_spans, phrase_group_ids).offsets
+        for index, (labels, spans) in enumerate(zip(class_labels, segmentation.phrase_spans, strict=True)):
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(spans):
+                raise ValueError(
+                    f"class_labels[{index}] is {labels.tolist()}, but its <SEG> has {len(spans)} phrases: labels index "
+                    "the <SEG>'s own phrases."
+                )
+        return self.loss(
+            segmentation.masks_queries_logits,
+            segmentation.class_queries_logits,
+            mask_labels,
+            [labels + offset for labels, offset in zip(class_labels, offsets, strict=True)],
+            segmentation.auxiliary_logits,
+        )
+
+
+def _num_images(image_features: XSAMImageFeatures | None) -> int:
+    return 0 if image_features is None else len(image_features.vision_tokens)
+
+
+def _positions(attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor | None:
+    """Positions counted over real tokens; None leaves them to the language model, as when there is a cache."""
+    if attention_mask is None or attention_mask.ndim != 2 or attention_mask.shape[1] != inputs_embeds.shape[1]:
+        return None
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+__all__ = ["XSAMForSegmentation", "XSAMForUniversalSegmentation", "XSAMPreTrainedModel"]

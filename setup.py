@@ -1,0 +1,35 @@
+"""Package metadata. The three import packages are named one by one: `training` is installed as `xsam_training`."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+
+APP = ["gradio>=6"]
+TRAIN = ["peft>=0.17", "datasets>=4", "scipy>=1.11", "tensorboard>=2.16", "trackio>=0.2"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "scipy>=1.11", "peft>=0.17"]
+
+setup(
+    name="xsam",
+    version="0.1.0",
+    description="X-SAM, one multimodal LLM for seven segmentation tasks, as a Hugging Face transformers model",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["modeling_xsam", "processing_xsam"],
+    install_requires=[
+        "transformers>=5.20,<6",
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "accelerate>=1.10",
+        "safetensors>=0.6",
+        "huggingface-hub>=1.0",
+        "numpy>=1.26",
+        "pillow>=10",
+        "pycocotools>=2.0.8",
+        "jinja2>=3.1",
+    ],
+    extras_require={"app": APP, "train": TRAIN, "test": TEST},
+)
