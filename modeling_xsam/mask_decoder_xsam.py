@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoder,
     Mask2FormerPreTrainedModel,
@@ -149,12 +150,22 @@ class XSAMMaskDecoder(Mask2FormerPreTrainedModel):
 
     config_class = XSAMMaskDecoderConfig
     config: XSAMMaskDecoderConfig
+    # Its attention is deformable or masked per query and has one implementation, whatever the towers around it use.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
 
     def __init__(self, config: XSAMMaskDecoderConfig, feature_channels: list[int]) -> None:
         super().__init__(config)
         self.pixel_decoder = Mask2FormerPixelDecoder(config, feature_channels=feature_channels)
         self.query_decoder = XSAMQueryDecoder(in_features=config.feature_size, config=config)
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Embedding):
+            # Queries and levels as in Mask2Former; some versions of transformers draw them fifty times smaller.
+            init.normal_(module.weight, std=1.0)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code outside transformers the library skips modules without parameters of their own, and with them the

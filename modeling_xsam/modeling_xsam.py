@@ -23,7 +23,14 @@ from .generation_xsam import XSAMGenerationMixin
 from .loss_xsam import XSAMLoss
 from .mask_decoder_xsam import XSAMMaskDecoder, XSAMPhraseClassifier, stack_classes
 from .outputs_xsam import XSAMImageFeatures, XSAMSegmentationOutput, XSAMUniversalSegmentationOutput
-from .phrase_spans_xsam import ClassLayout, SegPhrases, layout_classes, parse_answer, parse_prompt
+from .phrase_spans_xsam import (
+    ClassLayout,
+    SegPhrases,
+    SequenceStructure,
+    layout_classes,
+    parse_answer,
+    parse_prompt,
+)
 from .placeholders_xsam import regions_per_sample, resolve_image_index, resolve_region_batch_index
 from .region_sampler_xsam import XSAMRegionSampler
 
@@ -368,7 +375,7 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
             use_cache=False,
             return_dict=True,
         ).last_hidden_state
-        segs, reasons = self._parse(sequences, prompts, answered)
+        segs, reasons = self._parse(sequences, prompts, answered, image_index)
         segmentation = self._decode(
             hidden_states, segs, image_features, image_index, phrase_group_ids, output_auxiliary_logits
         )
@@ -462,18 +469,24 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         return sequences
 
     def _parse(
-        self, sequences: list[torch.Tensor], prompts: list[torch.Tensor], answered: list[bool]
+        self,
+        sequences: list[torch.Tensor],
+        prompts: list[torch.Tensor],
+        answered: list[bool],
+        image_index: torch.Tensor,
     ) -> tuple[list[list[SegPhrases]], list[str]]:
-        """Per sample its `<SEG>`s, and why there are fewer than expected."""
+        """Per sample its `<SEG>`s, and why there are fewer than expected ("" if there are not)."""
         segs, reasons = [], []
-        for sequence, prompt, generated in zip(sequences, prompts, answered, strict=True):
-            if generated:
-                structure = parse_answer(sequence.tolist(), len(prompt), self.config)
-                segs.append(structure.segs)
-                reasons.append(" ".join(structure.problems))
-            else:
+        for sample, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
+            if not answered[sample]:
                 segs.append(parse_prompt(sequence.tolist(), self.config))
                 reasons.append("")
+                continue
+            structure = parse_answer(sequence.tolist(), len(prompt), self.config)
+            if structure.segs and image_index[sample] < 0:
+                structure = SequenceStructure(problems=["the answer has a <SEG>, but the sample has no image."])
+            segs.append(structure.segs)
+            reasons.append(" ".join(structure.problems))
         return segs, reasons
 
     # Masks
