@@ -163,9 +163,11 @@ class XSAMMaskDecoder(Mask2FormerPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        # Queries and levels as in Mask2Former; some versions of transformers draw them much smaller, or all zero.
         if isinstance(module, nn.Embedding):
-            # Queries and levels as in Mask2Former; some versions of transformers draw them fifty times smaller.
             init.normal_(module.weight, std=1.0)
+        elif isinstance(module, Mask2FormerPixelDecoder):
+            init.normal_(module.level_embed, std=1.0)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code outside transformers the library skips modules without parameters of their own, and with them the
