@@ -64,5 +64,5 @@ def pytest_terminal_summary(terminalreporter) -> None:
         return sum("parity" in report.keywords for report in reports)
 
     terminalreporter.write_line(
-        f"parity cases: {count('passed')} passed, {count('failed')} failed, {count('skipped')} skipped"
+        f"parity cases: {count('passed')} passed, {count('failed') + count('error')} failed, {count('skipped')} skipped"
     )

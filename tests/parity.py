@@ -35,7 +35,7 @@ def recorded_config(goldens: Goldens, **mask_decoder_overrides: Any) -> XSAMConf
         high_res_vision_config=SamVisionConfig(**recorded["sam"]),
         mask_decoder_config=XSAMMaskDecoderConfig(**{**decoder, **mask_decoder_overrides}),
         vision_feature_layer=recorded["xsam"]["visual_select_layer"],
-        connector_feature_layers=recorded["seg_select_layers_used"],
+        connector_feature_layers=recorded["resolved"]["seg_select_layers_used"],
         connector_scale_factors=recorded["xsam"]["connector_scale_factor"][1:],
         connector_hidden_size=recorded["xsam"]["connector_hidden_dim"],
         seg_token_id=special["<SEG>"],
