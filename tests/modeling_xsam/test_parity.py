@@ -299,7 +299,12 @@ def record_matches(model, monkeypatch) -> list:
 def replay_draws(case, monkeypatch) -> None:
     draws = iter([case[f"rand.{i}"] for i in range(sum(key.startswith("rand.") for key in case))])
 
+    original = torch.rand
+
     def rand(*shape, **kwargs):
+        if shape == ([],):
+            # Some versions of transformers draw an unused number per decoder layer.
+            return original([])
         draw = next(draws)
         assert draw.shape == tuple(shape)
         return draw
