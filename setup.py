@@ -7,8 +7,8 @@ from setuptools import setup
 HERE = Path(__file__).parent
 
 APP = ["gradio>=6"]
-TRAIN = ["peft>=0.17", "datasets>=4", "scipy>=1.11", "tensorboard>=2.16", "trackio>=0.2"]
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "scipy>=1.11", "peft>=0.17"]
+TRAIN = ["peft>=0.17", "datasets>=4", "tensorboard>=2.16", "trackio>=0.2"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "peft>=0.17"]
 
 setup(
     name="xsam",
@@ -18,7 +18,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["modeling_xsam", "processing_xsam"],
+    packages=["modeling_xsam", "processing_xsam", "xsam_training"],
+    package_dir={"xsam_training": "training"},
+    entry_points={"console_scripts": ["xsam = xsam_training.cli:main"]},
     install_requires=[
         "transformers>=5.20,<6",
         "torch>=2.6",
@@ -29,7 +31,9 @@ setup(
         "numpy>=1.26",
         "pillow>=10",
         "pycocotools>=2.0.8",
+        "scipy>=1.11",
         "jinja2>=3.1",
+        "typer>=0.15",
     ],
     extras_require={"app": APP, "train": TRAIN, "test": TEST},
 )

@@ -1,0 +1,1 @@
+"""Training, evaluation and the `xsam` console command; installed as `xsam_training`."""
