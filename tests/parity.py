@@ -56,6 +56,7 @@ def recorded_model(goldens: Goldens, **mask_decoder_overrides: Any) -> XSAMForSe
 
 def recorded_stage1_model(goldens: Goldens, **mask_decoder_overrides: Any) -> XSAMForUniversalSegmentation:
     config = recorded_config(goldens, **mask_decoder_overrides)
+    config.architectures = ["XSAMForUniversalSegmentation"]
     model = XSAMForUniversalSegmentation(config)
     shared = ("segmentor.encoder.", "segmentor.pixel_decoder.", "segmentor.decoder.", "seg_connector.")
     weights = {name: value for name, value in goldens.tensors("model").items() if name.startswith(shared)}
