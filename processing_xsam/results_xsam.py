@@ -1,0 +1,283 @@
+"""
+The model's outputs, sample by sample, and what a user gets for each task.
+
+A result is a list of segments, `{"label", "score", "mask" (PIL "L"), "box"}`, or `{"text", "segments"}` for the tasks
+that answer in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .post_processing_xsam import (
+    Geometry,
+    Segment,
+    grounded_conversation,
+    instance,
+    interactive,
+    panoptic,
+    referring,
+    semantic,
+    semantic_segments,
+    to_pipeline_segment,
+)
+from .prompts_xsam import PHRASE_END_TOKEN, PHRASE_START_TOKEN, SEG_TOKEN, list_labels
+from .samples_xsam import Sample
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """
+    Args:
+        subtask: panoptic, instance or semantic, for generic and open-vocabulary.
+        threshold: least score of a segment in panoptic, instance and visual-grounded, and of a certain one in
+            interactive.
+        mask_threshold: least probability of a pixel.
+        overlap_mask_area_threshold: in panoptic, least share of its pixels that a segment has to win.
+        score_threshold: in referring and reasoning, the score below which what is described is absent (no segment).
+            None: there always is a segment.
+        multi_target: in referring and reasoning, the union of all queries above the threshold.
+    """
+
+    subtask: str = "panoptic"
+    threshold: float = 0.5
+    mask_threshold: float = 0.5
+    overlap_mask_area_threshold: float = 0.8
+    score_threshold: float | None = None
+    multi_target: bool = False
+
+    def __post_init__(self) -> None:
+        if self.subtask not in SUBTASKS:
+            raise ValueError(f"`subtask`: unknown subtask {self.subtask!r}; the subtasks are {', '.join(SUBTASKS)}")
+
+
+@dataclass(frozen=True)
+class SegOutput:
+    """
+    Logits of one `<SEG>`.
+
+    Args:
+        class_logits: (Q, K), without padding classes, the background last.
+        mask_logits: (Q, h, w).
+        phrase_spans: [start, end) token positions of its phrases in the sample's sequence.
+    """
+
+    class_logits: torch.Tensor
+    mask_logits: torch.Tensor
+    phrase_spans: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """
+    What the model said about one sample.
+
+    Args:
+        sample: what was asked.
+        segs: one entry per `<SEG>`, in order.
+        token_ids: prompt and answer.
+        prompt_length: where the answer starts in `token_ids`.
+        empty_reason: why there are fewer segments than `<SEG>` tokens, "" if there are not.
+        region_masks: bool (R, S, S), the visual prompts as the network saw them.
+        geometry: of the image; None without one.
+    """
+
+    sample: Sample
+    segs: list[SegOutput]
+    token_ids: list[int]
+    prompt_length: int
+    empty_reason: str
+    region_masks: torch.Tensor
+    geometry: Geometry | None
+
+
+def split_outputs(
+    outputs: Any, samples: Sequence[Sample], region_masks: Sequence[torch.Tensor], input_size: int
+) -> list[SampleOutput]:
+    """
+    Args:
+        outputs: of `XSAMForSegmentation.segment` for `samples`.
+        samples: what was asked, with loaded images.
+        region_masks: of each sample, bool (R, S, S).
+        input_size: S.
+    """
+    seg_rows: list[list[int]] = [[] for _ in samples]
+    for row, sample in enumerate(outputs.seg_batch_index.tolist()):
+        seg_rows[sample].append(row)
+    return [
+        SampleOutput(
+            sample=sample,
+            segs=[_seg_output(outputs, row) for row in seg_rows[index]],
+            token_ids=outputs.sequences[index, : outputs.sequence_lengths[index]].tolist(),
+            prompt_length=int(outputs.prompt_lengths[index]),
+            empty_reason=outputs.empty_reasons[index],
+            region_masks=region_masks[index],
+            geometry=None if sample.image is None else Geometry(input_size, (sample.image.height, sample.image.width)),
+        )
+        for index, sample in enumerate(samples)
+    ]
+
+
+def _seg_output(outputs: Any, row: int) -> SegOutput:
+    valid = outputs.class_mask[row]
+    return SegOutput(
+        class_logits=outputs.class_queries_logits[row][:, valid],
+        mask_logits=outputs.masks_queries_logits[row],
+        phrase_spans=[tuple(span) for span in outputs.phrase_spans[row].tolist()],
+    )
+
+
+def to_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> Any:
+    """The result of one sample, in the form of its task."""
+    return RESULTS[output.sample.task](output, options, tokenizer)
+
+
+def _category_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
+    labels = list_labels(output.sample.labels)
+    segments = [
+        segment
+        for seg in output.segs
+        for segment in SUBTASKS[options.subtask](seg, output.geometry, _stuff_ids(output), options)
+    ]
+    return [to_pipeline_segment(segment, labels[segment.label_id]) for segment in segments]
+
+
+def _panoptic(seg: SegOutput, geometry: Geometry, stuff_ids: range, options: ResultOptions) -> list[Segment]:
+    return panoptic(
+        seg.class_logits,
+        seg.mask_logits,
+        geometry,
+        stuff_ids,
+        threshold=options.threshold,
+        mask_threshold=options.mask_threshold,
+        overlap_mask_area_threshold=options.overlap_mask_area_threshold,
+    )
+
+
+def _instance(seg: SegOutput, geometry: Geometry, stuff_ids: range, options: ResultOptions) -> list[Segment]:
+    found = instance(seg.class_logits, seg.mask_logits, geometry, options.threshold, options.mask_threshold)
+    return [segment for segment in found if segment.label_id not in stuff_ids]
+
+
+def _semantic(seg: SegOutput, geometry: Geometry, stuff_ids: range, options: ResultOptions) -> list[Segment]:
+    return semantic_segments(semantic(seg.class_logits, seg.mask_logits, geometry))
+
+
+def _stuff_ids(output: SampleOutput) -> range:
+    """Stuff comes after the things among the classes."""
+    labels = output.sample.labels
+    if not isinstance(labels, Mapping):
+        return range(0)
+    return range(len(labels.get("thing", ())), len(list_labels(labels)))
+
+
+def _described_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
+    found = [
+        referring(
+            seg.class_logits[:, [0, -1]] if seg.class_logits.shape[1] == 2 else _any_phrase(seg.class_logits),
+            seg.mask_logits,
+            output.geometry,
+            options.score_threshold,
+            options.multi_target,
+            options.mask_threshold,
+        )
+        for seg in output.segs
+    ]
+    return [to_pipeline_segment(segment, output.sample.text) for segment in found if segment is not None]
+
+
+def _any_phrase(class_logits: torch.Tensor) -> torch.Tensor:
+    """A generated answer may name several phrases for one question: any of them counts. (Q, K) -> (Q, 2)."""
+    return torch.stack([class_logits[:, :-1].logsumexp(-1), class_logits[:, -1]], dim=-1)
+
+
+def _interactive_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
+    found = [
+        interactive(
+            seg.class_logits, seg.mask_logits, region, output.geometry, options.threshold, options.mask_threshold
+        )
+        for seg, region in zip(output.segs, output.region_masks, strict=False)
+    ]
+    return [to_pipeline_segment(segment, "region 0") for segment in found if segment is not None]
+
+
+def _visual_grounded_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
+    found = [
+        segment
+        for seg in output.segs
+        for segment in instance(
+            seg.class_logits, seg.mask_logits, output.geometry, options.threshold, options.mask_threshold
+        )
+    ]
+    return [to_pipeline_segment(segment, f"region {segment.label_id}") for segment in found]
+
+
+def _spoken_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> dict[str, Any]:
+    """Text of the answer without its markers, and a segment with a character span for each phrase."""
+    text, spans = clean_answer(output, tokenizer)
+    segments = []
+    for seg in output.segs:
+        for segment in grounded_conversation(
+            seg.class_logits, seg.mask_logits, output.geometry, options.mask_threshold
+        ):
+            span = spans.get(seg.phrase_spans[segment.label_id])
+            label = "" if span is None else text[slice(*span)]
+            segments.append({**to_pipeline_segment(segment, label), "span": span})
+    return {"text": text, "segments": segments}
+
+
+def clean_answer(output: SampleOutput, tokenizer: Any) -> tuple[str, dict[tuple[int, int], tuple[int, int]]]:
+    """
+    Returns:
+        The generated answer without special tokens, and for the token span of each of its phrases the characters it
+        has in that text, white space at its ends left out.
+    """
+    markers = tokenizer.convert_tokens_to_ids([PHRASE_START_TOKEN, PHRASE_END_TOKEN, SEG_TOKEN])
+    phrase_start = {start for seg in output.segs for start, _ in seg.phrase_spans}
+    phrase_of_end = {end - 1: (start, end) for seg in output.segs for start, end in seg.phrase_spans}
+    pieces: list[int] = []
+    starts: dict[int, int] = {}
+    spans: dict[tuple[int, int], tuple[int, int]] = {}
+    for position in range(output.prompt_length, len(output.token_ids)):
+        token = output.token_ids[position]
+        if position in phrase_start:
+            starts[position] = len(_decode(tokenizer, pieces))
+        if position in phrase_of_end and phrase_of_end[position][0] in starts:
+            span = phrase_of_end[position]
+            before, text = starts[span[0]], _decode(tokenizer, pieces)
+            phrase = text[before:]
+            start = before + len(phrase) - len(phrase.lstrip())
+            spans[span] = (start, start + len(phrase.strip()))
+        if token not in markers:
+            pieces.append(token)
+    text = _decode(tokenizer, pieces)
+    shift = len(text) - len(text.lstrip())
+    return text.strip(), {span: (start - shift, end - shift) for span, (start, end) in spans.items()}
+
+
+def _decode(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    return tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+SUBTASKS: dict[str, Callable[..., list[Segment]]] = {
+    "panoptic": _panoptic,
+    "instance": _instance,
+    "semantic": _semantic,
+}
+
+RESULTS: dict[str, Callable[[SampleOutput, ResultOptions, Any], Any]] = {
+    "generic": _category_result,
+    "open-vocabulary": _category_result,
+    "referring": _described_result,
+    "reasoning": _described_result,
+    "grounded-conversation": _spoken_result,
+    "interactive": _interactive_result,
+    "visual-grounded": _visual_grounded_result,
+    "chat": _spoken_result,
+}
+
+__all__ = ["ResultOptions", "SampleOutput", "SegOutput", "clean_answer", "split_outputs", "to_result"]
