@@ -22,7 +22,7 @@ $(VENV)/installed-test: $(VENV)/installed-base
 	touch $@
 
 demo: $(VENV)/installed-base
-	$(BIN)/python demo.py
+	$(BIN)/python examples/demo.py
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest

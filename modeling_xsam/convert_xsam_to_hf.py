@@ -1,10 +1,11 @@
 """
-Original X-SAM checkpoints -> this package:
+Convert checkpoints of the original X-SAM code (arXiv 2508.04655; its AAAI-26 branch "archive" and its newer branch
+"main") into a folder for `from_pretrained`:
 
-    python -m modeling_xsam.convert_xsam_to_hf --checkpoint pytorch_model.bin --output DIR
+    python -m modeling_xsam.convert_xsam_to_hf --checkpoint pytorch_model.bin --output xsam-phi3 --tokenizer TOKENIZER
 
-Tensors are renamed, nothing is computed: the vocabulary gets two rows for the placeholders `<image>` and `<region>`,
-and a buffer that nothing reads is left out. The input is memory-mapped and written shard by shard.
+Everything is checked on shapes before the first byte is written. Weights are then copied shard by shard from the
+memory-mapped checkpoint, so memory does not grow with its size.
 """
 
 from __future__ import annotations
@@ -13,21 +14,39 @@ import argparse
 import json
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
-from safetensors.torch import save_file
-from transformers import AutoTokenizer, GenerationConfig, Phi3Config, Qwen3Config
+from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub.serialization import StateDictSplit
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from .configuration_xsam import XSAMConfig, XSAMMaskDecoderConfig
-from .modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation
+from modeling_xsam.configuration_xsam import XSAMConfig
+from modeling_xsam.modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation, XSAMPreTrainedModel
 
-# Original name -> ours, of the paper's branch and of the newer one. Also fits `from_pretrained(key_mapping=...)`.
+# Names of both branches of the original -> ours, in the form of `from_pretrained(..., key_mapping=KEY_MAPPING)`.
+# Exactly one pattern fits each key.
 KEY_MAPPING = {
     r"^(?:visual|vision)_encoder\.vision_model\.": "vision_tower.",
+    r"^segmentor\.encoder\.": "high_res_vision_tower.vision_encoder.",
+    r"^segmentor\.pixel_decoder\.": "mask_decoder.pixel_decoder.",
+    r"^segmentor\.decoder\.": "mask_decoder.query_decoder.",
+    r"^segmentor\.(?:class_predictor\.)?logit_scale$": "phrase_classifier.logit_scale",
+    r"^segmentor\.class_predictor\.(?:predictor\.)?(weight|bias)$": r"class_predictor.\1",
+    r"^seg_connector\.model\.(\d+)\.model\.0\.": r"connector.branches.\1.conv1.",
+    r"^seg_connector\.model\.(\d+)\.model\.1\.": r"connector.branches.\1.norm1.",
+    r"^seg_connector\.model\.(\d+)\.model\.2\.": r"connector.branches.\1.conv2.",
+    r"^seg_connector\.model\.(\d+)\.model\.3\.": r"connector.branches.\1.norm2.",
+    r"^seg_connector\.model\.(\d+)\.model\.4\.": r"connector.branches.\1.conv3.",
+    r"^seg_connector\.model\.(\d+)\.model\.5\.": r"connector.branches.\1.norm3.",
     r"^visual_projector\.model\.0\.": "multi_modal_projector.linear_1.",
     r"^visual_projector\.model\.2\.": "multi_modal_projector.linear_2.",
     r"^seg_projector\.model\.0\.": "high_res_projector.linear_1.",
@@ -37,341 +56,604 @@ KEY_MAPPING = {
     r"^llm\.model\.": "language_model.",
     r"^llm\.lm_head\.": "lm_head.",
     r"^bg_embeds\.": "background_embedding.",
-    r"^seg_connector\.model\.(\d+)\.model\.0\.": r"connector.branches.\1.conv1.",
-    r"^seg_connector\.model\.(\d+)\.model\.1\.": r"connector.branches.\1.norm1.",
-    r"^seg_connector\.model\.(\d+)\.model\.2\.": r"connector.branches.\1.conv2.",
-    r"^seg_connector\.model\.(\d+)\.model\.3\.": r"connector.branches.\1.norm2.",
-    r"^seg_connector\.model\.(\d+)\.model\.4\.": r"connector.branches.\1.conv3.",
-    r"^seg_connector\.model\.(\d+)\.model\.5\.": r"connector.branches.\1.norm3.",
-    r"^segmentor\.encoder\.": "high_res_vision_tower.vision_encoder.",
-    r"^segmentor\.pixel_decoder\.": "mask_decoder.pixel_decoder.",
-    r"^segmentor\.decoder\.": "mask_decoder.query_decoder.",
-    r"^segmentor\.(?:class_predictor\.)?logit_scale$": "phrase_classifier.logit_scale",
-    r"^segmentor\.class_predictor\.(?:predictor\.)?(weight|bias)$": r"class_predictor.\1",
 }
+
 IGNORED_KEYS = {
-    "segmentor.shared_image_embedding.positional_embedding": "a buffer of SAM's prompt encoder, which X-SAM has not",
+    "segmentor.shared_image_embedding.positional_embedding": "a buffer of SAM's prompt encoder, which X-SAM does not use",
 }
-# Names that only the newer branch of the original code has.
-NEWER_BRANCH = r"vision_encoder\.|segmentor\.class_predictor\.(?:predictor\.|logit_scale)"
-VOCABULARY_KEYS = ("language_model.embed_tokens.weight", "lm_head.weight")
+
+# Matrices with one row per token. The original's end with <SEG>, <p>, </p>; here <image> and <region> follow.
+VOCABULARY_WEIGHTS = ("language_model.embed_tokens.weight", "lm_head.weight")
 NUM_PLACEHOLDERS = 2
+SPECIAL_TOKENS = {
+    "<SEG>": "seg_token_id",
+    "<p>": "phrase_start_token_id",
+    "</p>": "phrase_end_token_id",
+    "<image>": "image_token_id",
+    "<region>": "region_token_id",
+}
 
-END_OF_ANSWER = {"phi3": [32007, 32000, 32001], "qwen3-1.7b": [151645, 151643], "qwen3-4b": [151645, 151643]}
+# What differs between the branches besides names.
+RECIPES = {
+    "archive": {"num_region_tokens": 1, "region_pooling": "max", "mask_decoder_config": {"class_logit_clamp": 500.0}},
+    "main": {"num_region_tokens": 64, "region_pooling": "mean", "mask_decoder_config": {"class_logit_clamp": 50.0}},
+}
+MAIN_BRANCH_PREFIXES = (
+    "vision_encoder.",
+    "segmentor.class_predictor.logit_scale",
+    "segmentor.class_predictor.predictor.",
+)
+
+# Under these names training frameworks keep the weights in a larger dict.
+WRAPPER_KEYS = ("state_dict", "module", "model")
 
 
-@dataclass
-class ConversionReport:
-    """What became of every weight: original names per our name, and reasons per name that was left out."""
+@dataclass(frozen=True)
+class XSAMVariant:
+    """
+    A language model that X-SAM was published with.
 
-    mapped: dict[str, str] = field(default_factory=dict)
-    ignored: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
+    Args:
+        text_config: fields of the language model's configuration, without its vocabulary; None for XSAMConfig's default.
+        tokenizer_length: tokens of the language model's tokenizer; the special tokens of X-SAM follow.
+        eos_token_ids: tokens that end a generated answer.
+    """
 
-    def __str__(self) -> str:
-        lines = [f"mapped: {len(self.mapped)} weights", f"ignored: {len(self.ignored)}"]
-        lines += [f"  {name}: {reason}" for name, reason in self.ignored.items()]
-        lines += [f"missing: {len(self.missing)}", *(f"  {name}" for name in self.missing)]
-        return "\n".join(lines)
+    text_config: dict[str, Any] | None
+    tokenizer_length: int
+    eos_token_ids: tuple[int, ...]
 
 
-def convert_key(name: str) -> str | None:
-    """Our name of an original weight; None for a name that is not X-SAM's."""
+def _qwen3(hidden_size: int, intermediate_size: int, num_hidden_layers: int, num_attention_heads: int) -> XSAMVariant:
+    text_config = {
+        "model_type": "qwen3",
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": num_attention_heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 40960,
+        "max_window_layers": num_hidden_layers,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+        "tie_word_embeddings": True,
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+        "pad_token_id": 151643,
+    }
+    return XSAMVariant(text_config, tokenizer_length=151669, eos_token_ids=(151645, 151643))
+
+
+VARIANTS = {
+    "phi3": XSAMVariant(None, tokenizer_length=32011, eos_token_ids=(32007, 32000, 32001)),
+    "qwen3-1.7b": _qwen3(2048, 6144, num_hidden_layers=28, num_attention_heads=16),
+    "qwen3-4b": _qwen3(2560, 9728, num_hidden_layers=36, num_attention_heads=32),
+}
+
+
+# Names
+
+
+def convert_key(key: str) -> str | None:
+    """Our name of a weight of the original, or None if no pattern of `KEY_MAPPING` fits."""
     for pattern, replacement in KEY_MAPPING.items():
-        if re.match(pattern, name):
-            return re.sub(pattern, replacement, name)
+        renamed, count = re.subn(pattern, replacement, key)
+        if count:
+            return renamed
     return None
 
 
-def plan_conversion(shapes: Mapping[str, torch.Size], config: XSAMConfig) -> ConversionReport:
-    """
-    Decide the fate of every weight, before any is read.
+def infer_stage(keys: Iterable[str]) -> int:
+    """1 for the segmentor alone, 3 for a model with a language model."""
+    return 3 if any(key.startswith("llm.") for key in keys) else 1
 
-    Args:
-        shapes: shape of each original weight.
-        config: of the model to be made; its architecture says which stage.
+
+def infer_recipe(keys: Iterable[str]) -> str:
+    """The original's branch that names its weights so: "archive" or "main"."""
+    return "main" if any(key.startswith(MAIN_BRANCH_PREFIXES) for key in keys) else "archive"
+
+
+def infer_variant(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """
+    The name in `VARIANTS` of the language model with this hidden size; the first one if there is no language model.
 
     Raises:
-        ValueError: if a weight is unknown, missing or of another shape.
+        ValueError: if no variant has this hidden size.
     """
-    model = empty_model(config)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    report = ConversionReport()
-    tied = set(model.all_tied_weights_keys)
-    unknown, differing = [], []
-    for name, shape in shapes.items():
-        target = convert_key(name)
-        if name in IGNORED_KEYS:
-            report.ignored[name] = IGNORED_KEYS[name]
-        elif target not in expected:
-            unknown.append(name)
-        elif target in tied:
-            report.ignored[name] = f"the same matrix as {model.all_tied_weights_keys[target]}"
-        else:
-            report.mapped[target] = name
-            if _converted_shape(target, shape) != tuple(expected[target]):
-                differing.append(f"{name} is {tuple(shape)}, {target} is {tuple(expected[target])}")
-    report.missing = sorted(set(expected) - set(report.mapped) - tied)
-    problems = {"unknown": unknown, "missing": report.missing, "of another shape": differing}
-    if any(problems.values()):
-        details = "; ".join(
-            f"{len(names)} weights are {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-            for kind, names in problems.items()
-            if names
+    hidden_sizes = {build_config(name).text_config.hidden_size: name for name in VARIANTS}
+    embeddings = state_dict.get("llm.model.embed_tokens.weight")
+    if embeddings is None:
+        return next(iter(VARIANTS))
+    if embeddings.shape[-1] not in hidden_sizes:
+        raise ValueError(
+            f"llm.model.embed_tokens.weight has hidden size {embeddings.shape[-1]}; known are {hidden_sizes}. For another "
+            "language model give an XSAMConfig (--config)."
         )
-        raise ValueError(f"The checkpoint is not that of {type(model).__name__} with this configuration. {details}.")
-    return report
+    return hidden_sizes[embeddings.shape[-1]]
+
+
+# Configurations
+
+
+def build_config(
+    variant: str = "phi3", stage: int = 3, recipe: str = "archive", num_labels: int | None = None
+) -> XSAMConfig:
+    """
+    Configuration of a published model.
+
+    Args:
+        variant: a name in `VARIANTS`.
+        stage: 1 (`XSAMForUniversalSegmentation`) or 3 (`XSAMForSegmentation`).
+        recipe: the branch of the original that trained it, a name in `RECIPES`.
+        num_labels: classes of the linear head in stage 1, without the background.
+
+    Raises:
+        ValueError: if `variant`, `stage` or `recipe` is unknown.
+    """
+    for name, value, known in (("variant", variant, VARIANTS), ("stage", stage, (1, 3)), ("recipe", recipe, RECIPES)):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; known are {', '.join(map(str, known))}.")
+    published = VARIANTS[variant]
+    vocab_size = published.tokenizer_length + len(SPECIAL_TOKENS)
+    text_config = None if published.text_config is None else {**published.text_config, "vocab_size": vocab_size}
+    model_class = XSAMForUniversalSegmentation if stage == 1 else XSAMForSegmentation
+    return XSAMConfig(
+        text_config=text_config,
+        architectures=[model_class.__name__],
+        **{name: published.tokenizer_length + i for i, name in enumerate(SPECIAL_TOKENS.values())},
+        **({} if num_labels is None else {"num_labels": num_labels}),
+        **RECIPES[recipe],
+    )
+
+
+def build_generation_config(config: XSAMConfig, variant: str | None = None) -> GenerationConfig:
+    """Greedy generation that ends at the language model's own end tokens, or at those of a name in `VARIANTS`."""
+    text_config = config.text_config
+    return GenerationConfig(
+        bos_token_id=text_config.bos_token_id,
+        eos_token_id=text_config.eos_token_id if variant is None else list(VARIANTS[variant].eos_token_ids),
+        pad_token_id=text_config.pad_token_id,
+    )
+
+
+def _infer_config(
+    state_dict: Mapping[str, torch.Tensor], variant: str | None, stage: int | None, recipe: str | None
+) -> tuple[XSAMConfig, str]:
+    """The configuration of a published model and its name in `VARIANTS`; what is None is read off the weights."""
+    heads = [tensor for key, tensor in state_dict.items() if convert_key(key) == "class_predictor.bias"]
+    variant = variant or infer_variant(state_dict)
+    config = build_config(
+        variant,
+        stage or infer_stage(state_dict),
+        recipe or infer_recipe(state_dict),
+        num_labels=len(heads[0]) - 1 if heads else None,
+    )
+    return config, variant
+
+
+# Plan: which weight comes from where, on shapes alone
+
+
+@dataclass
+class ConversionPlan:
+    """
+    What becomes of every key of a checkpoint, and where every weight of the model comes from.
+
+    Args:
+        model_class: the class that loads the result.
+        sources: our name -> original key, in the order of the model.
+        ignored: original key -> why it is left out.
+        problems: what makes the conversion impossible, one sentence each.
+        notes: what else a reader of the report should know.
+    """
+
+    model_class: type[XSAMPreTrainedModel]
+    sources: dict[str, str] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def raise_problems(self) -> None:
+        """
+        Raises:
+            ValueError: if the plan has problems, with all of them.
+        """
+        if self.problems:
+            raise ValueError(
+                f"The checkpoint does not fit {self.model_class.__name__}, nothing was written:\n- "
+                + "\n- ".join(self.problems)
+                + "\nCheck variant, stage and config; a checkpoint without frozen parts has to be completed first."
+            )
+
+    def report(self) -> str:
+        """Keys mapped, ignored and missing, for people."""
+        lines = [f"{len(self.sources)} weights converted for {self.model_class.__name__}, 0 missing"]
+        lines.append(f"{len(self.ignored)} keys ignored" + (":" if self.ignored else ""))
+        lines.extend(f"  {key}: {reason}" for key, reason in self.ignored.items())
+        return "\n".join(lines + self.notes)
+
+
+def plan_conversion(state_dict: Mapping[str, torch.Tensor], config: XSAMConfig) -> ConversionPlan:
+    """
+    Compare a checkpoint with the model of `config`, built without memory. No values are read, except to compare
+    `lm_head` with the input embeddings where the model ties them.
+
+    Args:
+        state_dict: tensors of the original, of any device.
+        config: if it names no `architectures`, the keys decide between stage 1 and 3.
+    """
+    architectures = config.architectures or []
+    universal = XSAMForUniversalSegmentation.__name__
+    is_stage_1 = universal in architectures if architectures else infer_stage(state_dict) == 1
+    model_class = XSAMForUniversalSegmentation if is_stage_1 else XSAMForSegmentation
+    with torch.device("meta"):
+        model = model_class(config)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    plan = ConversionPlan(model_class)
+    found = _assign_keys(plan, state_dict, expected)
+    for name, origin in model.all_tied_weights_keys.items():
+        del expected[name]
+        if name in found:
+            _drop_tied(plan, state_dict, found.pop(name), found.get(origin), origin)
+    if not is_stage_1:
+        _expect_original_vocabulary(plan, config, expected)
+    plan.sources = {name: found[name] for name in expected if name in found}
+    missing = [name for name in expected if name not in found]
+    if missing:
+        plan.problems.append(f"{len(missing)} weights have no source: {_some(missing)}.")
+    for name, key in plan.sources.items():
+        if state_dict[key].shape != expected[name]:
+            plan.problems.append(f"{key} is {tuple(state_dict[key].shape)}, expected {tuple(expected[name])}.")
+    return plan
+
+
+def _assign_keys(
+    plan: ConversionPlan, state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size]
+) -> dict[str, str]:
+    """Our name -> original key. Keys that are ignored, unknown or the second of their name go into the plan."""
+    found: dict[str, str] = {}
+    unknown = []
+    for key in state_dict:
+        name = convert_key(key)
+        if key in IGNORED_KEYS:
+            plan.ignored[key] = IGNORED_KEYS[key]
+        elif name not in expected:
+            unknown.append(key)
+        elif name in found:
+            plan.problems.append(f"{key} and {found[name]} are both {name}; remove one.")
+        else:
+            found[name] = key
+    if unknown:
+        plan.problems.append(f"{len(unknown)} keys have no place in the model: {_some(unknown)}.")
+    return found
+
+
+def _drop_tied(
+    plan: ConversionPlan, state_dict: Mapping[str, torch.Tensor], key: str, origin_key: str | None, origin: str
+) -> None:
+    """Ignore a copy of a tied weight, as `save_pretrained` does; refuse to lose values that differ."""
+    if origin_key is None:
+        return
+    tensor, kept = state_dict[key], state_dict[origin_key]
+    # Equal pointers: the same storage, or tensors of the meta device.
+    if tensor.data_ptr() == kept.data_ptr() or torch.equal(tensor, kept):
+        plan.ignored[key] = f"equal to {origin_key}: the model ties it to {origin}"
+    else:
+        plan.problems.append(f"{key} differs from {origin_key}, but tie_word_embeddings is True; set it to False.")
+
+
+def _expect_original_vocabulary(plan: ConversionPlan, config: XSAMConfig, expected: dict[str, torch.Size]) -> None:
+    """The original has no rows for the placeholders: they are appended, so they have to be the last ones."""
+    vocab_size = config.text_config.vocab_size
+    placeholders = {config.image_token_id, config.region_token_id}
+    if placeholders != {vocab_size - 2, vocab_size - 1}:
+        plan.problems.append(
+            f"image_token_id ({config.image_token_id}) and region_token_id ({config.region_token_id}) have to be the "
+            f"last two of the {vocab_size} tokens (text_config.vocab_size)."
+        )
+    appended = [name for name in VOCABULARY_WEIGHTS if name in expected]
+    for name in appended:
+        rows, hidden_size = expected[name]
+        expected[name] = torch.Size((rows - NUM_PLACEHOLDERS, hidden_size))
+    plan.notes.append(f"rows for <image> and <region> appended to {' and '.join(appended)}")
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+# Tensors
 
 
 def convert_state_dict(state_dict: Mapping[str, torch.Tensor], config: XSAMConfig) -> dict[str, torch.Tensor]:
     """
-    Convert weights that fit into memory.
-
-    Raises:
-        ValueError: see `plan_conversion`.
-    """
-    report = plan_conversion({name: tensor.shape for name, tensor in state_dict.items()}, config)
-    weights = {target: convert_tensor(target, state_dict[name]) for target, name in report.mapped.items()}
-    tied = empty_model(config).all_tied_weights_keys
-    return weights | {target: weights[source] for target, source in tied.items()}
-
-
-def convert_tensor(target: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Append the placeholders' rows, the mean of all others, to a vocabulary matrix; other weights stay as they are."""
-    if target not in VOCABULARY_KEYS:
-        return tensor
-    mean = tensor.float().mean(0, keepdim=True).to(tensor.dtype)
-    return torch.cat([tensor, mean.expand(NUM_PLACEHOLDERS, -1)])
-
-
-def _converted_shape(target: str, shape: torch.Size) -> tuple[int, ...]:
-    rows = NUM_PLACEHOLDERS if target in VOCABULARY_KEYS else 0
-    return (shape[0] + rows, *shape[1:]) if rows else tuple(shape)
-
-
-def empty_model(config: XSAMConfig) -> XSAMForSegmentation | XSAMForUniversalSegmentation:
-    """The model of a configuration's architecture, without memory for its weights."""
-    classes = {cls.__name__: cls for cls in (XSAMForSegmentation, XSAMForUniversalSegmentation)}
-    name = (config.architectures or [XSAMForSegmentation.__name__])[0]
-    with torch.device("meta"):
-        return classes[name](config)
-
-
-def build_config(variant: str, stage: int, newer_branch: bool = False, num_labels: int = 133) -> XSAMConfig:
-    """
-    Configuration of a released model.
+    Convert weights in memory. Tensors that only change their name are not copied.
 
     Args:
-        variant: phi3, qwen3-1.7b or qwen3-4b.
-        stage: 1 or 3.
-        newer_branch: 64 mean-pooled tokens per region and class logits within 50, instead of one max-pooled token and
-            500.
-        num_labels: classes of the linear head, stage 1 only.
-    """
-    text_config, first_special = _text_config(variant)
-    config = XSAMConfig(
-        text_config=text_config,
-        mask_decoder_config=XSAMMaskDecoderConfig(class_logit_clamp=50.0 if newer_branch else 500.0),
-        num_region_tokens=64 if newer_branch else 1,
-        region_pooling="mean" if newer_branch else "max",
-        seg_token_id=first_special,
-        phrase_start_token_id=first_special + 1,
-        phrase_end_token_id=first_special + 2,
-        image_token_id=first_special + 3,
-        region_token_id=first_special + 4,
-    )
-    config.architectures = ["XSAMForUniversalSegmentation" if stage == 1 else "XSAMForSegmentation"]
-    if stage == 1:
-        config.num_labels = num_labels
-    return config
+        state_dict: tensors under the original's names.
+        config: see `plan_conversion`.
 
-
-def _text_config(variant: str) -> tuple[Phi3Config | Qwen3Config, int]:
-    """The language model, and the length of its tokenizer: the id of the first special token that X-SAM appends."""
-    if variant == "phi3":
-        return Phi3Config(vocab_size=32016, sliding_window=2047), 32011
-    sizes = {"qwen3-1.7b": (2048, 6144, 28, 16), "qwen3-4b": (2560, 9728, 36, 32)}
-    hidden_size, intermediate_size, num_hidden_layers, num_attention_heads = sizes[variant]
-    text_config = Qwen3Config(
-        vocab_size=151674,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=num_attention_heads,
-        num_key_value_heads=8,
-        head_dim=128,
-        max_position_embeddings=40960,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        tie_word_embeddings=True,
-        bos_token_id=151643,
-        eos_token_id=151645,
-        pad_token_id=151643,
-    )
-    return text_config, 151669
-
-
-def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """
-    Tensors of a `.bin` file, memory-mapped. Training wrappers (`state_dict`, `module`) are unpacked.
+    Returns:
+        What `save_pretrained` of the model would save: without `lm_head.weight` if the embeddings are tied.
 
     Raises:
-        ValueError: if the file is truncated, is no checkpoint, or needs code to be run.
+        ValueError: if a key is unknown, a weight missing or a shape wrong.
     """
+    plan = plan_conversion(state_dict, config)
+    plan.raise_problems()
+    return {name: _convert_tensor(name, state_dict[key]) for name, key in plan.sources.items()}
+
+
+def _convert_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    tensor = tensor.to(_stored_dtype(name, tensor, dtype))
+    if name in VOCABULARY_WEIGHTS:
+        tensor = append_placeholder_rows(tensor)
+    return tensor.contiguous()
+
+
+def _stored_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """`dtype`, except where the model computes in float32 anyway: there a cast would only lose precision."""
+    kept = name.split(".")[0] in XSAMPreTrainedModel._keep_in_fp32_modules_strict
+    return tensor.dtype if dtype is None or kept or not tensor.is_floating_point() else dtype
+
+
+def append_placeholder_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """
+    (V, D) -> (V + 2, D). The new rows are the mean of the others: their values do not matter, since placeholders are
+    replaced in the input and never predicted, but a mean keeps them in the range of real ones.
+    """
+    # In pieces: a sum over all rows in another precision would copy the whole matrix first.
+    total = sum(rows.sum(0, dtype=torch.float64) for rows in matrix.split(4096))
+    extended = matrix.new_empty(len(matrix) + NUM_PLACEHOLDERS, matrix.shape[1])
+    extended[:-NUM_PLACEHOLDERS] = matrix
+    extended[-NUM_PLACEHOLDERS:] = (total / len(matrix)).to(matrix.dtype)
+    return extended
+
+
+# Reading
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """
+    Open a checkpoint without reading its values into memory.
+
+    Args:
+        path: a file of `torch.save`, a .safetensors file, or the .index.json of a sharded checkpoint.
+
+    Returns:
+        The tensors, and what was done to find them (wrapping dicts, prefixes).
+
+    Raises:
+        FileNotFoundError: if the file or one of its shards does not exist.
+        ValueError: if a file is cut off, holds more than tensors, or is no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The checkpoint {path} is not a file. Give a .bin, .safetensors or .index.json file.")
+    if path.suffix != ".json":
+        return _unwrap(_read_file(path))
+    content = {}
+    for shard in sorted(set(json.loads(path.read_text())["weight_map"].values())):
+        if not (path.parent / shard).is_file():
+            raise FileNotFoundError(f"{path} names the shard {shard}, which is not beside it. Download it again.")
+        content.update(_read_file(path.parent / shard))
+    return _unwrap(content)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except FileNotFoundError:
-        raise
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"--checkpoint {path} holds more than tensors and would run code when read. Save its state dict alone."
+            f"{path} holds more than tensors, and loading that could run code. Where it was written, save the weights "
+            f"alone, with torch.save(state_dict, file). ({error})"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"--checkpoint {path} cannot be read; it may be truncated. ({error})") from error
-    for wrapper in ("state_dict", "module"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise ValueError(f"--checkpoint {path} is no dictionary of tensors.")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    except (RuntimeError, EOFError, SafetensorError) as error:
+        raise ValueError(
+            f"{path} cannot be read: it is cut off, damaged, or in the format of torch before 1.6. Download it or save "
+            f"it again. ({error})"
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} instead of a dict of tensors.")
+    return content
 
 
-def write_shards(
-    weights: Mapping[str, torch.Tensor], report: ConversionReport, output: Path, dtype: torch.dtype, max_bytes: int
-) -> None:
-    """Convert and write weights in files of at most `max_bytes` (a larger tensor has a file of its own), one by one."""
-    shards = list(_shards(weights, report, dtype, max_bytes))
-    index = {"metadata": {"total_size": 0}, "weight_map": {}}
-    progress = tqdm(total=len(report.mapped), desc="weights", unit="")
-    for number, targets in enumerate(shards, start=1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {}
-        for target in targets:
-            tensors[target] = convert_tensor(target, weights[report.mapped[target]]).to(dtype).contiguous()
-            index["weight_map"][target] = name
-            index["metadata"]["total_size"] += tensors[target].nbytes
-            progress.update()
-        save_file(tensors, output / name, metadata={"format": "pt"})
-    progress.close()
-    if len(shards) > 1:
-        (output / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+def _unwrap(content: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Descend through the dicts that training frameworks wrap around the weights, and take off their prefix."""
+    notes = []
+    while wrappers := [key for key in WRAPPER_KEYS if isinstance(content.get(key), dict)]:
+        others = [str(key) for key in content if key != wrappers[0]]
+        notes.append(f"weights read from {wrappers[0]!r}" + (f", beside {_some(others)}" if others else ""))
+        content = content[wrappers[0]]
+    if content and all(key.startswith("module.") for key in content):
+        notes.append("prefix 'module.' removed")
+        content = {key.removeprefix("module."): value for key, value in content.items()}
+    strange = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
+    if strange or not content:
+        raise ValueError(
+            f"The checkpoint has to be a dict of tensors, possibly inside {', '.join(map(repr, WRAPPER_KEYS))}, but "
+            + (f"these entries are none: {_some(strange)}." if strange else "it is empty.")
+        )
+    return content, notes
 
 
-def _shards(
-    weights: Mapping[str, torch.Tensor], report: ConversionReport, dtype: torch.dtype, max_bytes: int
-) -> Iterator[list[str]]:
-    shard, size = [], 0
-    for target, name in report.mapped.items():
-        numel = torch.Size(_converted_shape(target, weights[name].shape)).numel()
-        if shard and size + numel * dtype.itemsize > max_bytes:
-            yield shard
-            shard, size = [], 0
-        shard.append(target)
-        size += numel * dtype.itemsize
-    yield shard
-
-
-def save_tokenizer(source: str, config: XSAMConfig, output: Path) -> None:
-    """
-    Save a tokenizer with the special tokens of X-SAM appended in the order in which the checkpoint has them.
-
-    Raises:
-        ValueError: if the tokens get other ids than the configuration's.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    tokens = {
-        "<SEG>": config.seg_token_id,
-        "<p>": config.phrase_start_token_id,
-        "</p>": config.phrase_end_token_id,
-        "<image>": config.image_token_id,
-        "<region>": config.region_token_id,
-    }
-    tokenizer.add_tokens(list(tokens), special_tokens=True)
-    ids = dict(zip(tokens, tokenizer.convert_tokens_to_ids(list(tokens)), strict=True))
-    if ids != tokens:
-        raise ValueError(f"--tokenizer {source} gives {ids}, but the checkpoint has {tokens}: is it of this variant?")
-    tokenizer.save_pretrained(output)
-
-
-def write_folder(
-    weights: Mapping[str, torch.Tensor],
-    output: str | Path,
-    config: XSAMConfig,
-    eos_token_id: list[int] | None = None,
-    tokenizer: str | None = None,
-    max_bytes: int = 10**9,
-) -> ConversionReport:
-    """
-    Convert weights into a folder that `from_pretrained` loads.
-
-    Args:
-        weights: original weights by name.
-        output: folder to write; nothing is written if the weights do not fit.
-        config: see `build_config`.
-        eos_token_id: tokens that end a generated answer.
-        tokenizer: name or folder of the language model's tokenizer, to be saved with the tokens of X-SAM.
-        max_bytes: size of a file.
-
-    Raises:
-        ValueError: see `plan_conversion` and `save_tokenizer`.
-    """
-    report, output = plan_conversion({name: tensor.shape for name, tensor in weights.items()}, config), Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    if tokenizer is not None:
-        save_tokenizer(tokenizer, config, output)
-    config.dtype = next(iter(weights.values())).dtype
-    write_shards(weights, report, output, config.dtype, max_bytes)
-    config.save_pretrained(output)
-    if eos_token_id is not None:
-        GenerationConfig(
-            bos_token_id=config.text_config.bos_token_id,
-            eos_token_id=eos_token_id,
-            pad_token_id=config.text_config.pad_token_id,
-        ).save_pretrained(output)
-    return report
+# Writing
 
 
 def convert_checkpoint(
-    checkpoint: str | Path, output: str | Path, variant: str = "phi3", stage: int = 3, tokenizer: str | None = None
-) -> ConversionReport:
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    config: XSAMConfig | None = None,
+    variant: str | None = None,
+    stage: int | None = None,
+    recipe: str | None = None,
+    dtype: torch.dtype | None = None,
+    tokenizer: str | Path | None = None,
+    max_shard_size: int | str = "2GB",
+) -> ConversionPlan:
     """
-    Convert a released checkpoint file. Which branch of the original code wrote it, and with it the recipe, shows in
-    its names.
+    Convert a checkpoint into a folder for `from_pretrained`.
 
     Args:
-        checkpoint: `pytorch_model.bin` of the original code.
-        output: folder to write.
-        variant: phi3, qwen3-1.7b or qwen3-4b.
-        stage: 1 or 3.
-        tokenizer: name or folder of the language model's tokenizer.
+        checkpoint: see `read_checkpoint`.
+        output: new or empty folder.
+        config: for a model that is none of the published ones; otherwise it is built from the next three.
+        variant: see `build_config`; by default read off the shapes.
+        stage: see `build_config`; by default read off the keys.
+        recipe: see `build_config`; by default read off the keys.
+        dtype: cast to this, except the modules that the model keeps in float32; by default nothing is cast.
+        tokenizer: the language model's tokenizer, saved with X-SAM's special tokens.
+        max_shard_size: largest weight file, which bounds the memory needed.
+
+    Returns:
+        The plan that was followed; `plan.report()` is its text.
 
     Raises:
-        ValueError: if the file cannot be read or is not of this variant and stage.
+        FileExistsError: if `output` is not empty.
+        FileNotFoundError, ValueError: if the checkpoint does not exist, cannot be read or does not fit. Nothing is
+            written then.
+        OSError: if there is not enough space for the weights.
     """
-    weights = read_checkpoint(checkpoint)
-    class_biases = [tensor for name, tensor in weights.items() if convert_key(name) == "class_predictor.bias"]
-    config = build_config(
-        variant,
-        stage,
-        newer_branch=any(re.match(NEWER_BRANCH, name) for name in weights),
-        num_labels=len(class_biases[0]) - 1 if class_biases else 133,
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"The output {output} exists and is not an empty folder. Give a new one.")
+    state_dict, notes = read_checkpoint(checkpoint)
+    if config is None:
+        config, variant = _infer_config(state_dict, variant, stage, recipe)
+    plan = plan_conversion(state_dict, config)
+    plan.raise_problems()
+    plan.notes[:0] = notes
+    loaded_tokenizer = None if tokenizer is None else load_tokenizer(tokenizer, config)
+    shards = _split_into_shards(plan, state_dict, dtype, max_shard_size)
+    _check_space(output, shards.metadata["total_size"])
+
+    output.mkdir(parents=True, exist_ok=True)
+    _write_shards(plan, state_dict, shards, dtype, output)
+    if loaded_tokenizer is not None:
+        loaded_tokenizer.save_pretrained(output)
+    if plan.model_class is XSAMForSegmentation:
+        build_generation_config(config, variant).save_pretrained(output)
+    # Last of all: a folder without config.json is one whose conversion was interrupted.
+    config.architectures = [plan.model_class.__name__]
+    config.dtype = str(dtype or _main_dtype(state_dict)).removeprefix("torch.")
+    config.save_pretrained(output)
+    return plan
+
+
+def _main_dtype(state_dict: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The floating-point type of most values."""
+    counts: Counter[torch.dtype] = Counter()
+    for tensor in state_dict.values():
+        if tensor.is_floating_point():
+            counts[tensor.dtype] += tensor.numel()
+    return counts.most_common(1)[0][0]
+
+
+def _split_into_shards(
+    plan: ConversionPlan,
+    state_dict: Mapping[str, torch.Tensor],
+    dtype: torch.dtype | None,
+    max_shard_size: int | str,
+) -> StateDictSplit:
+    """File names and contents as transformers writes them, from tensors without memory."""
+    planned = {}
+    for name, key in plan.sources.items():
+        tensor = state_dict[key]
+        rows, *others = tensor.shape or (1,)
+        rows += NUM_PLACEHOLDERS if name in VOCABULARY_WEIGHTS else 0
+        planned[name] = torch.empty(rows, *others, dtype=_stored_dtype(name, tensor, dtype), device="meta")
+    return split_torch_state_dict_into_shards(
+        planned, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
-    return write_folder(
-        weights, output, config, eos_token_id=END_OF_ANSWER[variant] if stage == 3 else None, tokenizer=tokenizer
+
+
+def _check_space(output: Path, needed: int) -> None:
+    existing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise OSError(f"The weights need {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB free.")
+
+
+def _write_shards(
+    plan: ConversionPlan,
+    state_dict: Mapping[str, torch.Tensor],
+    shards: StateDictSplit,
+    dtype: torch.dtype | None,
+    output: Path,
+) -> None:
+    total = shards.metadata["total_size"]
+    with tqdm(total=total, unit="B", unit_scale=True, desc="Converting") as progress:
+        for filename, names in shards.filename_to_tensors.items():
+            tensors = {name: _convert_tensor(name, state_dict[plan.sources[name]], dtype) for name in names}
+            save_file(tensors, output / filename, metadata={"format": "pt"})
+            progress.update(sum(tensor.nbytes for tensor in tensors.values()))
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+        (output / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def load_tokenizer(source: str | Path, config: XSAMConfig) -> PreTrainedTokenizerBase:
+    """
+    The language model's tokenizer with `<SEG>`, `<p>`, `</p>`, `<image>`, `<region>` appended in this order.
+
+    Raises:
+        ValueError: if a token then has another id than in `config`.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
+    for token, name in SPECIAL_TOKENS.items():
+        actual, expected = tokenizer.convert_tokens_to_ids(token), getattr(config, name)
+        if actual != expected:
+            raise ValueError(
+                f"The tokenizer {source} gives {token} the id {actual}, but {name} is {expected}: it is not the "
+                "tokenizer of this checkpoint's language model."
+            )
+    return tokenizer
+
+
+# Command line
+
+
+def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_xsam.convert_xsam_to_hf",
+        description="Convert a checkpoint of the original X-SAM code into a folder for from_pretrained.",
     )
+    parser.add_argument("--checkpoint", required=True, help=".bin, .safetensors or .index.json file of the original")
+    parser.add_argument("--output", required=True, help="new folder")
+    parser.add_argument("--tokenizer", help="folder or Hub id of the language model's tokenizer, to be saved as well")
+    parser.add_argument("--variant", choices=VARIANTS, help="language model; by default read off the shapes")
+    parser.add_argument("--stage", type=int, choices=(1, 3), help="training stage; by default read off the keys")
+    parser.add_argument("--recipe", choices=RECIPES, help="branch of the original; by default read off the keys")
+    parser.add_argument("--config", help="config.json (or its folder) of an XSAMConfig, for models of other sizes")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast; by default nothing is cast")
+    parser.add_argument("--max-shard-size", default="2GB", help="largest weight file (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.config and (options.variant or options.stage or options.recipe):
+        parser.error("--config replaces --variant, --stage and --recipe: give it alone.")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Convert an original X-SAM checkpoint for transformers.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="pytorch_model.bin of the original code")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--tokenizer", help="Hub id or folder of the language model's tokenizer")
-    parser.add_argument("--variant", choices=list(END_OF_ANSWER), default="phi3")
-    parser.add_argument("--stage", type=int, choices=[1, 3], default=3)
-    options = parser.parse_args(arguments)
-    try:
-        print(convert_checkpoint(**vars(options)))
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+    """The command line; see `--help`."""
+    options = _parse_arguments(arguments)
+    plan = convert_checkpoint(
+        options.checkpoint,
+        options.output,
+        config=XSAMConfig.from_pretrained(options.config) if options.config else None,
+        variant=options.variant,
+        stage=options.stage,
+        recipe=options.recipe,
+        dtype=getattr(torch, options.dtype) if options.dtype else None,
+        tokenizer=options.tokenizer,
+        max_shard_size=options.max_shard_size,
+    )
+    print(plan.report())
+    print(f"Saved to {options.output}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +75,14 @@ class AnySegmentationPipeline(Pipeline):
             One result per image, and a list of results for an image with a list of prompts.
         """
         return super().__call__(inputs, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """
+        Save model and processor. Unlike transformers' own, this adds no code: with code in its folder a model demands
+        `trust_remote_code` even where this package is installed. `export_remote_code` adds it.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
     def encode_image(self, image: Any) -> Any:
         """Features of an image, to be passed as `image_features` to any number of calls on it."""

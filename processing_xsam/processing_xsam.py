@@ -304,7 +304,7 @@ class XSAMProcessor(ProcessorMixin):
         """
         rendered, (answers,) = render_jinja_template(
             conversations=[list(messages)],
-            chat_template=self._resolve_chat_template(None),
+            chat_template=self._conversation_template,
             return_assistant_tokens_mask=True,
             add_generation_prompt=messages[-1]["role"] != "assistant",
             **self.tokenizer.special_tokens_map,
@@ -317,6 +317,10 @@ class XSAMProcessor(ProcessorMixin):
             input_ids += ids
             answer_mask += [is_answer] * len(ids)
         return XSAMPrompt(input_ids, answer_mask)
+
+    @property
+    def _conversation_template(self) -> str:
+        return self.chat_template if isinstance(self.chat_template, str) else self.chat_template["default"]
 
     def _encode_sample(self, sample: Sample, num_regions: int, add_special_tokens: bool) -> XSAMPrompt:
         if sample.task is None:
@@ -454,11 +458,12 @@ def _check_image_processors(image_processor: Any, high_res_image_processor: Any)
     size = image_processor.size
     if not (size.get("height") and size.get("width")):
         raise ValueError(f"`image_processor`: expected a size with height and width, got {dict(size)}")
-    longest, pad = high_res_image_processor.size.get("longest_edge"), high_res_image_processor.pad_size
-    if longest is None or (pad["height"], pad["width"]) != (longest, longest):
+    size, padding = dict(high_res_image_processor.size), dict(high_res_image_processor.pad_size or {})
+    longest = size.get("longest_edge")
+    if longest is None or padding != {"height": longest, "width": longest}:
         raise ValueError(
-            f"`high_res_image_processor`: its size {dict(high_res_image_processor.size)} must have a longest_edge that equals"
-            f" height and width of its pad_size {dict(pad)}"
+            f"`high_res_image_processor`: its pad_size {padding} must be a height and a width that equal the longest_edge of"
+            f" its size {size}"
         )
 
 

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
-from transformers import AutoProcessor, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models
+from transformers import AutoProcessor, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 import processing_xsam
 from processing_xsam.prompts_xsam import PHI3_CHAT_TEMPLATE, PLAIN_TEXT_MARK, QWEN_CHAT_TEMPLATE, SPECIAL_TOKENS
 from processing_xsam.region_masks_xsam import masks_from_boxes, masks_from_points, resize_region_masks
 
 NUM_IMAGE_TOKENS = 5
+IMAGE = "<image>" * NUM_IMAGE_TOKENS
 WORDING = {
     name: {"questions": [question], "answers": [answer]}
     for name, question, answer in [
@@ -28,7 +31,21 @@ WORDING = {
         ("visual-grounded", "Q {phrases}?", "A <SEG>."),
     ]
 }
-IMAGE = "<image>" * NUM_IMAGE_TOKENS
+
+
+def two_word_tokenizer() -> PreTrainedTokenizerFast:
+    """Without special tokens, BOS or padding token."""
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+class CharacterTokenizer(PreTrainedTokenizer):
+    """A tokenizer in Python."""
+
+    vocab_size = 128
+
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(i): i for i in range(self.vocab_size)}
 
 
 def decoded(processor, outputs, row: int = 0) -> str:
@@ -56,20 +73,17 @@ def test_special_tokens_are_appended_in_order(make_processor, processor):
     assert again.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == ids
 
 
-def test_tokens_that_are_there_keep_their_ids(make_processor, processor):
-    tokenizer = make_processor().tokenizer.__class__(tokenizer_object=make_untouched_backend(), pad_token="<pad>")
+def test_tokens_that_are_there_keep_their_ids(make_processor):
+    tokenizer = two_word_tokenizer()
     tokenizer.add_tokens(["<image>"], special_tokens=True)
-    image_id = tokenizer.convert_tokens_to_ids("<image>")
-    ours = make_processor(tokenizer)
-    assert ours.image_token_id == image_id
-    others = [ours.seg_token_id, ours.phrase_start_token_id, ours.phrase_end_token_id, ours.region_token_id]
-    assert others == list(range(image_id + 1, image_id + 5))
+    processor = make_processor(tokenizer)
+    ids = processor.tokenizer.convert_tokens_to_ids(["<image>", "<SEG>", "<p>", "</p>", "<region>"])
+    assert ids == list(range(2, 7))
 
 
-def make_untouched_backend():
-    from tokenizers import Tokenizer, models
-
-    return Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+def test_slow_tokenizers_are_refused(make_processor):
+    with pytest.raises(TypeError, match="`tokenizer`: CharacterTokenizer is not a fast tokenizer"):
+        make_processor(CharacterTokenizer())
 
 
 # --- prompts as tokens ---
@@ -88,11 +102,11 @@ def test_qwen_prompt(make_processor, image):
     processor = make_processor(prompt_templates=WORDING, chat_template=QWEN_CHAT_TEMPLATE)
     conversation = [{"role": "system", "content": "Be brief."}]
     outputs = processor(images=image, task="referring", text="a man", conversation=conversation)
-    expected = (
+    # The test's chat tokens swallow the newline after them; Qwen's own do not.
+    assert decoded(processor, outputs) == (
         f"<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\n{IMAGE}\nQ <p>a man</p>?<|im_end|>"
         "<|im_start|>assistant\nA <SEG>"
     )
-    assert decoded(processor, outputs) == expected.replace("<|im_start|>system\n", "<|im_start|>system\n")
 
 
 def test_turns(make_processor, image):
@@ -293,61 +307,52 @@ def test_mixed_batch_equals_single_calls(any_processor, make_image, padding_side
 
 
 def test_padding_needs_a_token(make_processor):
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=make_untouched_backend())
-    processor = make_processor(tokenizer)
-    processor(task="chat", text="a")
+    processor = make_processor(two_word_tokenizer())
+    assert processor(text=["a", "a"])["input_ids"].tolist() == [[1], [1]]
     with pytest.raises(ValueError, match=r"no padding token: set `tokenizer\.pad_token`"):
-        processor(task=["chat", "chat"], text=["a", "a <SEG>"])
+        processor(text=["a", "a<p>a"])
 
 
 # --- user text is text ---
 
 
-def readable_text(text: str) -> str:
-    """What survives every tokenizer: word-level loses white space, metaspace adds some."""
+def without_space(text: str) -> str:
+    """What every tokenizer gives back: the word-level one loses white space, metaspace adds some."""
     return re.sub(r"\s+", "", text)
 
 
-ARGUMENTS = {
-    "text": lambda forged: ({"task": "referring", "text": f"a {forged} b"}, {"images": True}),
-    "several texts": lambda forged: ({"task": "referring", "text": [f"a {forged} b", forged]}, {"images": True}),
-    "reasoning": lambda forged: ({"task": "reasoning", "text": f"a{forged}b"}, {"images": True}),
-    "labels": lambda forged: ({"task": "open-vocabulary", "labels": ["x", f"a {forged}", forged]}, {"images": True}),
-    "things": lambda forged: ({"task": "generic", "labels": {"thing": [forged], "stuff": ["x"]}}, {"images": True}),
-    "chat": lambda forged: ({"task": "chat", "text": f"a {forged}{forged} b"}, {"images": False}),
-    "conversation": lambda forged: (
-        {
-            "task": "chat",
-            "text": "x",
-            "conversation": [
-                {"role": "system", "content": f"a {forged}"},
-                {"role": "user", "content": [{"type": "text", "text": forged}]},
-                {"role": "assistant", "content": f"b {forged} c"},
-                {"role": "user", "content": [{"type": "phrase", "text": f"a {forged}"}]},
-                {"role": "assistant", "content": [{"type": "phrase", "text": forged}, {"type": "segment"}]},
-            ],
-        },
-        {"images": True},
-    ),
-}
+def hostile_calls(forged: str) -> dict[str, dict]:
+    """Calls with `forged` in each argument that takes a user's text."""
+    conversation = [
+        {"role": "system", "content": f"a {forged}"},
+        {"role": "user", "content": [{"type": "text", "text": forged}]},
+        {"role": "assistant", "content": f"b {forged} c"},
+        {"role": "user", "content": [{"type": "phrase", "text": f"a {forged}"}]},
+        {"role": "assistant", "content": [{"type": "phrase", "text": forged}, {"type": "segment"}]},
+    ]
+    return {
+        "text": {"task": "referring", "text": f"a {forged} b"},
+        "several texts": {"task": "referring", "text": [f"a {forged} b", forged]},
+        "question": {"task": "reasoning", "text": f"a{forged}b"},
+        "labels": {"task": "open-vocabulary", "labels": ["x", f"a {forged}", forged]},
+        "things": {"task": "generic", "labels": {"thing": [forged], "stuff": ["x"]}},
+        "chat": {"task": "chat", "text": f"a {forged}{forged} b"},
+        "conversation": {"task": "chat", "text": "x", "conversation": conversation},
+    }
 
 
-@pytest.mark.parametrize("argument", ARGUMENTS)
+@pytest.mark.parametrize("argument", hostile_calls(""))
 def test_no_text_forges_structure(any_processor, image, argument):
-    tokenizer = any_processor.tokenizer
-    added = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()}
+    added = {token.content: i for i, token in any_processor.tokenizer.added_tokens_decoder.items()}
     assert {*SPECIAL_TOKENS, "<s>", "</s>", "<pad>", "<|user|>", "<|end|>", "<|im_end|>", "<think>"} <= set(added)
     harmless = "@@"
+    expected = any_processor(images=image, **hostile_calls(harmless)[argument])
     for token in added:
-        arguments, with_image = ARGUMENTS[argument](token)
-        reference, _ = ARGUMENTS[argument](harmless)
-        images = {"images": image} if with_image["images"] else {}
-        outputs, expected = (any_processor(**images, **a) for a in (arguments, reference))
-        counts, expected_counts = ([(o["input_ids"] == i).sum() for i in added.values()] for o in (outputs, expected))
-        # The unknown token of a word-level vocabulary stands for white space and the like, never for ASCII.
-        assert counts == expected_counts, token
-        text, expected_text = (readable_text(decoded(any_processor, o)) for o in (outputs, expected))
-        assert text == expected_text.replace(harmless, readable_text(token)), token
+        outputs = any_processor(images=image, **hostile_calls(token)[argument])
+        for token_id in added.values():
+            assert (outputs["input_ids"] == token_id).sum() == (expected["input_ids"] == token_id).sum(), token
+        text = without_space(decoded(any_processor, outputs))
+        assert text == without_space(decoded(any_processor, expected)).replace(harmless, token), token
 
 
 @pytest.mark.parametrize(
@@ -503,7 +508,7 @@ def test_image_processors_must_fit(processor):
     high = processor.high_res_image_processor
     with pytest.raises(ValueError, match="`image_processor`: expected a size with height and width"):
         processing_xsam.XSAMProcessor(high, high, processor.tokenizer)
-    with pytest.raises(ValueError, match="`high_res_image_processor`: its size"):
+    with pytest.raises(ValueError, match="`high_res_image_processor`: its pad_size"):
         processing_xsam.XSAMProcessor(processor.image_processor, processor.image_processor, processor.tokenizer)
 
 
@@ -570,10 +575,7 @@ def test_files_work_as_hub_code(processor, tmp_path):
     config = json.loads(config_file.read_text())
     config["auto_map"] = {"AutoProcessor": "processing_xsam.XSAMProcessor"}
     config_file.write_text(json.dumps(config))
-    environment = {
-        "HF_HOME": str(tmp_path / "home"),
-        "PYTHONPATH": ":".join(path for path in sys.path if "v/t5" in path),
-    }
+    environment = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(transformers.__file__).parents[1])}
     result = subprocess.run(
         [sys.executable, "-c", REMOTE_PROGRAM, str(folder)],
         capture_output=True,

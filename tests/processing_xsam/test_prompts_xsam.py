@@ -155,7 +155,7 @@ def test_generated_answers_are_not_prefilled(task):
 
 
 def test_several_turns_need_their_answers():
-    with pytest.raises(ValueError, match="'reasoning' with 2 phrases.*prefill_answer=True"):
+    with pytest.raises(ValueError, match=r"'reasoning' with 2 phrases.*prefill_answer=True"):
         written("reasoning", text=["a", "b"])
 
 
@@ -231,7 +231,7 @@ def test_bad_history(history, message):
 
 
 def test_unknown_task_lists_the_tasks():
-    with pytest.raises(ValueError, match="unknown task 'refering'; the tasks are generic, .*referring.*, chat"):
+    with pytest.raises(ValueError, match=r"unknown task 'refering'; the tasks are generic, .*referring.*, chat"):
         get_task("refering")
 
 

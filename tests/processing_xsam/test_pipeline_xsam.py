@@ -1,0 +1,202 @@
+"""Every call of the pipeline, with a tiny random model: the form of the results, and that nothing depends on what else is asked."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import pipeline
+
+from processing_xsam import AnySegmentationPipeline
+from random_checkpoint import random_model, random_processor, save_random_checkpoint
+
+PHOTO = Path(__file__).resolve().parents[2] / "examples" / "coffee.png"
+LABELS = {"thing": ["cup", "spoon"], "stuff": ["table"]}
+
+
+@pytest.fixture(scope="module")
+def segment():
+    processor = random_processor()
+    return AnySegmentationPipeline(model=random_model(processor), processor=processor)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return Image.open(PHOTO).convert("RGB")
+
+
+def same(first, second) -> bool:
+    if isinstance(first, dict):
+        return first["text"] == second["text"] and same(first["segments"], second["segments"])
+    return len(first) == len(second) and all(
+        a["label"] == b["label"]
+        and a["score"] == pytest.approx(b["score"], abs=1e-5)
+        and (np.asarray(a["mask"]) != np.asarray(b["mask"])).mean() < 1e-3
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def count_images(segment, monkeypatch) -> list[int]:
+    counts = []
+    original = segment.model.high_res_vision_tower.forward
+
+    def forward(pixel_values, **kwargs):
+        counts.append(len(pixel_values))
+        return original(pixel_values, **kwargs)
+
+    monkeypatch.setattr(segment.model.high_res_vision_tower, "forward", forward)
+    return counts
+
+
+def test_it_is_found_by_its_task(tmp_path, image):
+    save_random_checkpoint(tmp_path / "xsam")
+    segment = pipeline("any-segmentation", model=str(tmp_path / "xsam"))
+    assert isinstance(segment, AnySegmentationPipeline)
+    (found,) = segment(image, task="referring", text="the cup")
+    assert set(found) == {"label", "score", "mask", "box"}
+
+
+def test_a_saved_pipeline_loads_again(tmp_path, segment, image):
+    segment.save_pretrained(tmp_path)
+    again = pipeline("any-segmentation", model=str(tmp_path))
+    assert same(again(image, task="referring", text="a cup"), segment(image, task="referring", text="a cup"))
+
+
+@pytest.mark.parametrize("subtask", ["panoptic", "instance", "semantic"])
+@pytest.mark.parametrize("task", ["generic", "open-vocabulary"])
+def test_categories(segment, image, task, subtask):
+    thresholds = {"threshold": 0.05, "mask_threshold": 0.1, "overlap_mask_area_threshold": 0.0}
+    found = segment(image, task=task, labels=LABELS, subtask=subtask, **thresholds)
+    assert found
+    names = {"cup", "spoon"} if subtask == "instance" else {"cup", "spoon", "table"}
+    assert {part["label"] for part in found} <= names
+    assert all(part["mask"].size == image.size and part["mask"].mode == "L" for part in found)
+    if subtask != "instance":
+        cover = sum((np.asarray(part["mask"]) > 0).astype(int) for part in found)
+        assert cover.max() == 1
+    if subtask == "semantic":
+        assert cover.min() == 1
+
+
+def test_referring_and_absence(segment, image):
+    (found,) = segment(image, task="referring", text="the cup")
+    assert found["label"] == "the cup"
+    assert segment(image, task="referring", text="the cup", score_threshold=1.0) == []
+    union = segment(image, task="referring", text="the cup", score_threshold=0.0, multi_target=True)
+    assert np.asarray(union[0]["mask"]).sum() >= np.asarray(found["mask"]).sum()
+
+
+def test_reasoning_is_generated_unless_it_is_prefilled(segment, image):
+    assert segment(image, task="reasoning", text="What is it?", max_new_tokens=3) == []
+    (found,) = segment(image, task="reasoning", text="What is it?", prefill_answer=True)
+    assert found["label"] == "What is it?"
+
+
+@pytest.mark.parametrize("task", ["grounded-conversation", "chat"])
+def test_answers_in_words(segment, image, task):
+    arguments = {"text": "What is this?"} if task == "chat" else {}
+    result = segment(image, task=task, max_new_tokens=5, **arguments)
+    assert isinstance(result["text"], str)
+    assert result["text"]
+    assert result["segments"] == []
+
+
+def test_chat_without_an_image(segment):
+    assert isinstance(segment(task="chat", text="Hello", max_new_tokens=3)["text"], str)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        {"points": [[300, 200], [100, 50]]},
+        {"boxes": [[150, 60, 450, 340], [0, 0, 60, 60]]},
+        {"scribbles": [[[100, 100], [300, 250]], [[10, 10], [40, 60]]]},
+    ],
+)
+def test_each_interactive_prompt_gives_a_segment_of_its_own(segment, image, prompts):
+    found = segment(image, task="interactive", **prompts)
+    assert [part["label"] for part in found] == ["region 0", "region 1"]
+    ((kind, values),) = prompts.items()
+    alone = segment(image, task="interactive", **{kind: values[1:]})
+    assert same([{**alone[0], "label": "region 1"}], found[1:])
+
+
+def test_visual_grounded_finds_segments_for_each_prompt(segment, image):
+    mask = np.zeros((image.height, image.width), dtype=bool)
+    mask[100:200, 100:200] = True
+    found = segment(image, task="visual-grounded", masks=[mask], threshold=0.1)
+    assert {part["label"] for part in found} == {"region 0"}
+
+
+def test_prompts_on_another_image(segment, image):
+    other = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).crop((0, 0, 200, 300))
+    own = segment(image, task="visual-grounded", boxes=[[20, 20, 120, 120]], threshold=0.1)
+    foreign = segment(image, task="visual-grounded", boxes=[[20, 20, 120, 120]], prompt_image=other, threshold=0.1)
+    assert not same(own, foreign)
+    assert foreign[0]["mask"].size == image.size
+
+
+def test_many_prompts_on_one_image_encode_it_once(segment, image, monkeypatch):
+    counts = count_images(segment, monkeypatch)
+    texts = [f"thing {index}" for index in range(5)]
+    results = segment(image, task="referring", text=texts, prompts_at_once=2)
+    assert counts == [1]
+    assert [found[0]["label"] for found in results] == texts
+    assert same(results[4], segment(image, task="referring", text=texts[4]))
+
+
+def test_features_are_reused(segment, image, monkeypatch):
+    features = segment.encode_image(image)
+    counts = count_images(segment, monkeypatch)
+    reused = segment(image, task="referring", text="the cup", image_features=features)
+    assert counts == []
+    assert same(reused, segment(image, task="referring", text="the cup"))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_lists_generators_and_data_sets(segment, image, batch_size):
+    images = [image, image.resize((200, 300)), image.convert("L")]
+    expected = [segment(one, task="referring", text="the cup") for one in images]
+    for inputs in (images, (one for one in images), ListDataset(images)):
+        results = list(segment(inputs, task="referring", text="the cup", batch_size=batch_size))
+        assert len(results) == 3
+        assert all(same(*pair) for pair in zip(results, expected, strict=True))
+
+
+def test_kinds_of_images(segment, image, tmp_path):
+    image.save(tmp_path / "photo.png")
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    expected = segment(image, task="referring", text="the cup")
+    for kind in (str(tmp_path / "photo.png"), tmp_path / "photo.png", np.asarray(image), buffer.getvalue()):
+        assert same(segment(kind, task="referring", text="the cup"), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "`task` is missing"),
+        ({"task": "paint"}, "unknown task 'paint'; the tasks are generic, open-vocabulary, referring"),
+        ({"task": "referring", "text": "cup", "colour": "red"}, "`colour` is not an argument"),
+        ({"task": "referring", "text": "cup", "points": [[1, 2]]}, "`points`: task 'referring' does not take"),
+        ({"task": "generic", "labels": ["cup"], "subtask": "outline"}, "unknown subtask 'outline'"),
+        ({"task": "referring", "text": ""}, "`text`"),
+        ({"task": "generic", "labels": []}, "`labels` is empty"),
+    ],
+)
+def test_wrong_calls_are_named(segment, image, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        segment(image, **arguments)
+
+
+class ListDataset(torch.utils.data.Dataset):
+    def __init__(self, items: list) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int):
+        return self.items[index]

@@ -1,0 +1,149 @@
+"""The `xsam` console command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="X-SAM: segment images, convert checkpoints.", no_args_is_help=True, add_completion=False)
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(help="image file")],
+    model: Annotated[str, typer.Option(help="folder or Hub id of the model")],
+    task: Annotated[str, typer.Option(help="task, see the README's table")],
+    text: Annotated[str | None, typer.Option(help="expression, question or message")] = None,
+    labels: Annotated[str | None, typer.Option(help="thing labels, separated by commas")] = None,
+    stuff: Annotated[str | None, typer.Option(help="stuff labels, separated by commas")] = None,
+    point: Annotated[list[str] | None, typer.Option(help="a point as X,Y; may be repeated")] = None,
+    box: Annotated[list[str] | None, typer.Option(help="a box as X0,Y0,X1,Y1; may be repeated")] = None,
+    subtask: Annotated[str | None, typer.Option(help="panoptic, instance or semantic")] = None,
+    threshold: Annotated[float | None, typer.Option(help="least score of a segment")] = None,
+    output: Annotated[Path | None, typer.Option(help="overlay to write")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON with masks as COCO run-length encoding")] = False,
+) -> None:
+    """Segment an image, or talk about it."""
+    from PIL import Image
+    from transformers import pipeline
+
+    import modeling_xsam  # noqa: F401  registers the model
+    import processing_xsam  # noqa: F401  registers the processor and the pipeline
+    from processing_xsam.image_processing_xsam import load_image
+    from processing_xsam.visualization_xsam import visualize
+
+    arguments = {
+        "text": text,
+        "labels": _labels(labels, stuff),
+        "points": _coordinates(point, "--point", 2),
+        "boxes": _coordinates(box, "--box", 4),
+        "subtask": subtask,
+        "threshold": threshold,
+    }
+    try:
+        picture: Image.Image = load_image(image)
+        run = pipeline("any-segmentation", model=model)
+        result = run(picture, task=task, **{name: value for name, value in arguments.items() if value is not None})
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    segments, answer = (result["segments"], result["text"]) if isinstance(result, dict) else (result, None)
+    if output is not None:
+        visualize(picture, segments, answer).save(output)
+    typer.echo(json.dumps(_to_json(segments, answer)) if as_json else _to_table(segments, answer))
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Option(help="pytorch_model.bin of the original code")],
+    output: Annotated[Path, typer.Option(help="folder to write")],
+    tokenizer: Annotated[str | None, typer.Option(help="Hub id or folder of the language model's tokenizer")] = None,
+    variant: Annotated[str, typer.Option(help="phi3, qwen3-1.7b or qwen3-4b")] = "phi3",
+    stage: Annotated[int, typer.Option(min=1, max=3, help="1 or 3")] = 3,
+) -> None:
+    """Convert an original checkpoint; with a tokenizer, the processor is saved as well."""
+    from modeling_xsam.convert_xsam_to_hf import convert_checkpoint
+
+    try:
+        typer.echo(convert_checkpoint(checkpoint, output, variant, stage, tokenizer))
+    except (KeyError, ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    if tokenizer is not None:
+        _save_processor(output, variant)
+
+
+def _save_processor(folder: Path, variant: str) -> None:
+    """The processor of a converted folder: its tokenizer, and images at the sizes of its configuration."""
+    from transformers import AutoTokenizer
+
+    from modeling_xsam import XSAMConfig
+    from processing_xsam import XSAMProcessor
+    from processing_xsam.image_processing_xsam import default_high_res_image_processor, default_image_processor
+    from processing_xsam.prompts_xsam import PHI3_CHAT_TEMPLATE, QWEN_CHAT_TEMPLATE
+
+    config = XSAMConfig.from_pretrained(folder)
+    XSAMProcessor(
+        image_processor=default_image_processor(config.vision_config.image_size),
+        high_res_image_processor=default_high_res_image_processor(config.high_res_vision_config.image_size),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        chat_template=PHI3_CHAT_TEMPLATE if variant == "phi3" else QWEN_CHAT_TEMPLATE,
+        num_image_tokens=config.num_image_tokens,
+        num_region_tokens=config.num_region_tokens,
+    ).save_pretrained(folder)
+
+
+def _labels(labels: str | None, stuff: str | None) -> dict[str, list[str]] | list[str] | None:
+    if stuff is not None:
+        return {"thing": _split(labels or ""), "stuff": _split(stuff)}
+    return None if labels is None else _split(labels)
+
+
+def _split(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _coordinates(values: list[str] | None, option: str, length: int) -> list[list[float]] | None:
+    if not values:
+        return None
+    coordinates = []
+    for value in values:
+        try:
+            numbers = [float(number) for number in value.split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) != length:
+            raise typer.BadParameter(f"{option} {value}: expected {length} numbers, separated by commas")
+        coordinates.append(numbers)
+    return coordinates
+
+
+def _to_json(segments: list[dict[str, Any]], answer: str | None) -> dict[str, Any]:
+    import torch
+    from torchvision.transforms.functional import pil_to_tensor
+
+    from processing_xsam.post_processing_xsam import to_coco_rle
+
+    encoded = [
+        {**segment, "mask": to_coco_rle((pil_to_tensor(segment["mask"])[0] > 127).to(torch.uint8))}
+        for segment in segments
+    ]
+    return {"text": answer, "segments": encoded}
+
+
+def _to_table(segments: list[dict[str, Any]], answer: str | None) -> str:
+    lines = [] if answer is None else [answer]
+    for segment in segments:
+        score = "" if segment["score"] is None else f"{segment['score']:.3f}"
+        box = " ".join(str(side) for side in segment["box"].values())
+        lines.append(f"{segment['label']:32s} {score:>6s}  {box}")
+    return "\n".join(lines or ["no segment"])
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()
