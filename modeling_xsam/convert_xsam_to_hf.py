@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from modeling_xsam.configuration_xsam import XSAMConfig
-from modeling_xsam.modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation, XSAMPreTrainedModel
+from .configuration_xsam import XSAMConfig
+from .modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation, XSAMPreTrainedModel
 
 # Names of both branches of the original -> ours, in the form of `from_pretrained(..., key_mapping=KEY_MAPPING)`.
 # Exactly one pattern fits each key.
