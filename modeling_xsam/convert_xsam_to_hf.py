@@ -27,13 +27,14 @@ from huggingface_hub.serialization import StateDictSplit
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from .configuration_xsam import XSAMConfig
 from .modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation, XSAMPreTrainedModel
 
-# Names of both branches of the original -> ours, in the form of `from_pretrained(..., key_mapping=KEY_MAPPING)`.
-# Exactly one pattern fits each key.
+# Names of both branches of the original -> ours; exactly one pattern fits each key. `from_pretrained(key_mapping=...)`
+# understands this table and loads stage 1 with it, but cannot replace the conversion: the vocabulary of stage 3 lacks the
+# placeholders' rows, and `save_pretrained` would reverse the patterns into names that nothing reads.
 KEY_MAPPING = {
     r"^(?:visual|vision)_encoder\.vision_model\.": "vision_tower.",
     r"^segmentor\.encoder\.": "high_res_vision_tower.vision_encoder.",
@@ -243,6 +244,7 @@ class ConversionPlan:
     Args:
         model_class: the class that loads the result.
         sources: our name -> original key, in the order of the model.
+        tied: our names that are not saved -> the names they share their weight with.
         ignored: original key -> why it is left out.
         problems: what makes the conversion impossible, one sentence each.
         notes: what else a reader of the report should know.
@@ -250,6 +252,7 @@ class ConversionPlan:
 
     model_class: type[XSAMPreTrainedModel]
     sources: dict[str, str] = field(default_factory=dict)
+    tied: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -290,9 +293,9 @@ def plan_conversion(state_dict: Mapping[str, torch.Tensor], config: XSAMConfig) 
     with torch.device("meta"):
         model = model_class(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    plan = ConversionPlan(model_class)
+    plan = ConversionPlan(model_class, tied=dict(model.all_tied_weights_keys))
     found = _assign_keys(plan, state_dict, expected)
-    for name, origin in model.all_tied_weights_keys.items():
+    for name, origin in plan.tied.items():
         del expected[name]
         if name in found:
             _drop_tied(plan, state_dict, found.pop(name), found.get(origin), origin)
@@ -375,14 +378,15 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor], config: XSAMConfi
         config: see `plan_conversion`.
 
     Returns:
-        What `save_pretrained` of the model would save: without `lm_head.weight` if the embeddings are tied.
+        The model's whole state dict; tied names hold the same tensor.
 
     Raises:
         ValueError: if a key is unknown, a weight missing or a shape wrong.
     """
     plan = plan_conversion(state_dict, config)
     plan.raise_problems()
-    return {name: _convert_tensor(name, state_dict[key]) for name, key in plan.sources.items()}
+    converted = {name: _convert_tensor(name, state_dict[key]) for name, key in plan.sources.items()}
+    return converted | {name: converted[origin] for name, origin in plan.tied.items()}
 
 
 def _convert_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -433,8 +437,11 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str
         raise FileNotFoundError(f"The checkpoint {path} is not a file. Give a .bin, .safetensors or .index.json file.")
     if path.suffix != ".json":
         return _unwrap(_read_file(path))
+    weight_map = json.loads(path.read_text()).get("weight_map")
+    if weight_map is None:
+        raise ValueError(f"{path} has no weight_map: give the .index.json of a sharded checkpoint.")
     content = {}
-    for shard in sorted(set(json.loads(path.read_text())["weight_map"].values())):
+    for shard in sorted(set(weight_map.values())):
         if not (path.parent / shard).is_file():
             raise FileNotFoundError(f"{path} names the shard {shard}, which is not beside it. Download it again.")
         content.update(_read_file(path.parent / shard))
@@ -468,15 +475,15 @@ def _unwrap(content: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[str]
         others = [str(key) for key in content if key != wrappers[0]]
         notes.append(f"weights read from {wrappers[0]!r}" + (f", beside {_some(others)}" if others else ""))
         content = content[wrappers[0]]
-    if content and all(key.startswith("module.") for key in content):
-        notes.append("prefix 'module.' removed")
-        content = {key.removeprefix("module."): value for key, value in content.items()}
     strange = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
     if strange or not content:
         raise ValueError(
             f"The checkpoint has to be a dict of tensors, possibly inside {', '.join(map(repr, WRAPPER_KEYS))}, but "
             + (f"these entries are none: {_some(strange)}." if strange else "it is empty.")
         )
+    if all(key.startswith("module.") for key in content):
+        notes.append("prefix 'module.' removed")
+        content = {key.removeprefix("module."): value for key, value in content.items()}
     return content, notes
 
 
@@ -560,12 +567,7 @@ def _split_into_shards(
     max_shard_size: int | str,
 ) -> StateDictSplit:
     """File names and contents as transformers writes them, from tensors without memory."""
-    planned = {}
-    for name, key in plan.sources.items():
-        tensor = state_dict[key]
-        rows, *others = tensor.shape or (1,)
-        rows += NUM_PLACEHOLDERS if name in VOCABULARY_WEIGHTS else 0
-        planned[name] = torch.empty(rows, *others, dtype=_stored_dtype(name, tensor, dtype), device="meta")
+    planned = {name: _convert_tensor(name, state_dict[key].to("meta"), dtype) for name, key in plan.sources.items()}
     return split_torch_state_dict_into_shards(
         planned, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
@@ -604,7 +606,8 @@ def load_tokenizer(source: str | Path, config: XSAMConfig) -> PreTrainedTokenize
         ValueError: if a token then has another id than in `config`.
     """
     tokenizer = AutoTokenizer.from_pretrained(source)
-    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
+    tokens = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    tokenizer.add_tokens(tokens, special_tokens=True)
     for token, name in SPECIAL_TOKENS.items():
         actual, expected = tokenizer.convert_tokens_to_ids(token), getattr(config, name)
         if actual != expected:
@@ -618,13 +621,13 @@ def load_tokenizer(source: str | Path, config: XSAMConfig) -> PreTrainedTokenize
 # Command line
 
 
-def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_xsam.convert_xsam_to_hf",
         description="Convert a checkpoint of the original X-SAM code into a folder for from_pretrained.",
     )
     parser.add_argument("--checkpoint", required=True, help=".bin, .safetensors or .index.json file of the original")
-    parser.add_argument("--output", required=True, help="new folder")
+    parser.add_argument("--output", required=True, help="new or empty folder")
     parser.add_argument("--tokenizer", help="folder or Hub id of the language model's tokenizer, to be saved as well")
     parser.add_argument("--variant", choices=VARIANTS, help="language model; by default read off the shapes")
     parser.add_argument("--stage", type=int, choices=(1, 3), help="training stage; by default read off the keys")
@@ -632,28 +635,31 @@ def _parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", help="config.json (or its folder) of an XSAMConfig, for models of other sizes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="cast; by default nothing is cast")
     parser.add_argument("--max-shard-size", default="2GB", help="largest weight file (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    if options.config and (options.variant or options.stage or options.recipe):
-        parser.error("--config replaces --variant, --stage and --recipe: give it alone.")
-    return options
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line; see `--help`."""
-    options = _parse_arguments(arguments)
-    plan = convert_checkpoint(
-        options.checkpoint,
-        options.output,
-        config=XSAMConfig.from_pretrained(options.config) if options.config else None,
-        variant=options.variant,
-        stage=options.stage,
-        recipe=options.recipe,
-        dtype=getattr(torch, options.dtype) if options.dtype else None,
-        tokenizer=options.tokenizer,
-        max_shard_size=options.max_shard_size,
-    )
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.config and (options.variant or options.stage or options.recipe):
+        parser.error("--config replaces --variant, --stage and --recipe: give it alone.")
+    try:
+        plan = convert_checkpoint(
+            options.checkpoint,
+            options.output,
+            config=XSAMConfig.from_pretrained(options.config) if options.config else None,
+            variant=options.variant,
+            stage=options.stage,
+            recipe=options.recipe,
+            dtype=getattr(torch, options.dtype) if options.dtype else None,
+            tokenizer=options.tokenizer,
+            max_shard_size=options.max_shard_size,
+        )
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     print(plan.report())
-    print(f"Saved to {options.output}")
+    print(f"saved to {options.output}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationMixin
 
+from .outputs_xsam import XSAMImageFeatures
+from .phrase_spans_xsam import SegPhrases, SequenceStructure, parse_answer, parse_prompt
 from .placeholders_xsam import regions_per_sample
 
 # Inputs that only the prompt needs. Once it is in the cache they are dropped, as transformers does with pixel_values.
@@ -88,6 +90,63 @@ class XSAMGenerationMixin(GenerationMixin):
         )
         sequences = self.generate(input_ids, attention_mask=attention_mask, **kwargs)
         return [self._until_end(answer) for answer in sequences[:, input_ids.shape[1] :]]
+
+    def _wants_answer(self, prompt: torch.Tensor, generate_answer: bool | None) -> bool:
+        if generate_answer is not None:
+            return generate_answer
+        return len(prompt) == 0 or int(prompt[-1]) != self.config.seg_token_id
+
+    def _with_answers(
+        self,
+        prompts: list[torch.Tensor],
+        answered: list[bool],
+        image_features: XSAMImageFeatures | None,
+        image_index: torch.Tensor,
+        region_masks: torch.Tensor | None,
+        region_batch_index: torch.Tensor | None,
+        generate_kwargs: dict[str, Any],
+    ) -> list[torch.Tensor]:
+        """The prompts, followed by a generated answer where one is wanted."""
+        rows = [row for row, wanted in enumerate(answered) if wanted]
+        if not rows:
+            return prompts
+        if region_masks is not None:
+            counts = torch.stack([regions_per_sample(prompt, self.config) for prompt in prompts])
+            wanted = torch.tensor(answered, device=counts.device).repeat_interleave(counts)
+            region_masks, region_batch_index = region_masks[wanted], region_batch_index[wanted]
+        answers = self._answer(
+            [prompts[row] for row in rows],
+            image_features=image_features,
+            image_index=image_index[rows],
+            region_masks=region_masks,
+            region_batch_index=region_batch_index,
+            **generate_kwargs,
+        )
+        sequences = list(prompts)
+        for row, answer in zip(rows, answers, strict=True):
+            sequences[row] = torch.cat([prompts[row], answer])
+        return sequences
+
+    def _parse(
+        self,
+        sequences: list[torch.Tensor],
+        prompts: list[torch.Tensor],
+        answered: list[bool],
+        image_index: torch.Tensor,
+    ) -> tuple[list[list[SegPhrases]], list[str]]:
+        """Per sample its `<SEG>`s, and why there are fewer than expected ("" if there are not)."""
+        segs, reasons = [], []
+        for sample, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
+            if not answered[sample]:
+                segs.append(parse_prompt(sequence.tolist(), self.config))
+                reasons.append("")
+                continue
+            structure = parse_answer(sequence.tolist(), len(prompt), self.config)
+            if structure.segs and image_index[sample] < 0:
+                structure = SequenceStructure(problems=["the answer has a <SEG>, but the sample has no image."])
+            segs.append(structure.segs)
+            reasons.append(" ".join(structure.problems))
+        return segs, reasons
 
     @property
     def _padding_id(self) -> int:

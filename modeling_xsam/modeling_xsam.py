@@ -23,15 +23,9 @@ from .generation_xsam import XSAMGenerationMixin
 from .loss_xsam import XSAMLoss
 from .mask_decoder_xsam import XSAMMaskDecoder, XSAMPhraseClassifier, stack_classes
 from .outputs_xsam import XSAMImageFeatures, XSAMSegmentationOutput, XSAMUniversalSegmentationOutput
-from .phrase_spans_xsam import (
-    ClassLayout,
-    SegPhrases,
-    SequenceStructure,
-    layout_classes,
-    parse_answer,
-    parse_prompt,
-)
-from .placeholders_xsam import regions_per_sample, resolve_image_index, resolve_region_batch_index
+from .phrase_spans_xsam import ClassLayout, SegPhrases, layout_classes, parse_prompt
+from .placeholders_xsam import resolve_image_index, resolve_region_batch_index
+from .prefix_sharing_xsam import count_positions, read_sequences
 from .region_sampler_xsam import XSAMRegionSampler
 
 
@@ -291,7 +285,7 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            position_ids=_positions(attention_mask, inputs_embeds) if position_ids is None else position_ids,
+            position_ids=count_positions(attention_mask, inputs_embeds) if position_ids is None else position_ids,
             return_dict=True,
             **kwargs,
         )
@@ -366,15 +360,10 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         )
         lengths = torch.tensor([len(sequence) for sequence in sequences], device=input_ids.device)
         padded = pad_sequence(sequences, batch_first=True, padding_value=self._padding_id)
-        mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
         embeds = self._embed(padded, image_features, image_index, region_masks, region_batch_index)
-        hidden_states = self.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask.long(),
-            position_ids=_positions(mask, embeds),
-            use_cache=False,
-            return_dict=True,
-        ).last_hidden_state
+        hidden_states = read_sequences(
+            self.language_model, sequences, embeds, image_index, self.config.region_token_id
+        )
         segs, reasons = self._parse(sequences, prompts, answered, image_index)
         segmentation = self._decode(
             hidden_states, segs, image_features, image_index, phrase_group_ids, output_auxiliary_logits
@@ -429,65 +418,6 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
 
     def _placeholder_ids(self, device: torch.device) -> torch.Tensor:
         return torch.tensor([self.config.image_token_id, self.config.region_token_id], device=device)
-
-    # Answers
-
-    def _wants_answer(self, prompt: torch.Tensor, generate_answer: bool | None) -> bool:
-        if generate_answer is not None:
-            return generate_answer
-        return len(prompt) == 0 or int(prompt[-1]) != self.config.seg_token_id
-
-    def _with_answers(
-        self,
-        prompts: list[torch.Tensor],
-        answered: list[bool],
-        image_features: XSAMImageFeatures | None,
-        image_index: torch.Tensor,
-        region_masks: torch.Tensor | None,
-        region_batch_index: torch.Tensor | None,
-        generate_kwargs: dict[str, Any],
-    ) -> list[torch.Tensor]:
-        """The prompts, followed by a generated answer where one is wanted."""
-        rows = [row for row, wanted in enumerate(answered) if wanted]
-        if not rows:
-            return prompts
-        if region_masks is not None:
-            counts = torch.stack([regions_per_sample(prompt, self.config) for prompt in prompts])
-            wanted = torch.tensor(answered, device=counts.device).repeat_interleave(counts)
-            region_masks, region_batch_index = region_masks[wanted], region_batch_index[wanted]
-        answers = self._answer(
-            [prompts[row] for row in rows],
-            image_features=image_features,
-            image_index=image_index[rows],
-            region_masks=region_masks,
-            region_batch_index=region_batch_index,
-            **generate_kwargs,
-        )
-        sequences = list(prompts)
-        for row, answer in zip(rows, answers, strict=True):
-            sequences[row] = torch.cat([prompts[row], answer])
-        return sequences
-
-    def _parse(
-        self,
-        sequences: list[torch.Tensor],
-        prompts: list[torch.Tensor],
-        answered: list[bool],
-        image_index: torch.Tensor,
-    ) -> tuple[list[list[SegPhrases]], list[str]]:
-        """Per sample its `<SEG>`s, and why there are fewer than expected ("" if there are not)."""
-        segs, reasons = [], []
-        for sample, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
-            if not answered[sample]:
-                segs.append(parse_prompt(sequence.tolist(), self.config))
-                reasons.append("")
-                continue
-            structure = parse_answer(sequence.tolist(), len(prompt), self.config)
-            if structure.segs and image_index[sample] < 0:
-                structure = SequenceStructure(problems=["the answer has a <SEG>, but the sample has no image."])
-            segs.append(structure.segs)
-            reasons.append(" ".join(structure.problems))
-        return segs, reasons
 
     # Masks
 
@@ -584,13 +514,6 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
 
 def _num_images(image_features: XSAMImageFeatures | None) -> int:
     return 0 if image_features is None else len(image_features.vision_tokens)
-
-
-def _positions(attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor | None:
-    """Positions counted over real tokens; None leaves them to the language model, as when there is a cache."""
-    if attention_mask is None or attention_mask.ndim != 2 or attention_mask.shape[1] != inputs_embeds.shape[1]:
-        return None
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 __all__ = ["XSAMForSegmentation", "XSAMForUniversalSegmentation", "XSAMPreTrainedModel"]

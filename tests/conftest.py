@@ -61,7 +61,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
     def count(outcome: str) -> int:
         reports = terminalreporter.stats.get(outcome, [])
-        return sum("parity" in report.keywords for report in reports)
+        return sum("parity" in getattr(report, "keywords", ()) for report in reports)
 
     terminalreporter.write_line(
         f"parity cases: {count('passed')} passed, {count('failed') + count('error')} failed, {count('skipped')} skipped"

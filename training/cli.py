@@ -60,21 +60,22 @@ def convert(
     checkpoint: Annotated[Path, typer.Option(help="pytorch_model.bin of the original code")],
     output: Annotated[Path, typer.Option(help="folder to write")],
     tokenizer: Annotated[str | None, typer.Option(help="Hub id or folder of the language model's tokenizer")] = None,
-    variant: Annotated[str, typer.Option(help="phi3, qwen3-1.7b or qwen3-4b")] = "phi3",
-    stage: Annotated[int, typer.Option(min=1, max=3, help="1 or 3")] = 3,
+    variant: Annotated[str | None, typer.Option(help="phi3, qwen3-1.7b or qwen3-4b; by default read off")] = None,
+    stage: Annotated[int | None, typer.Option(help="1 or 3; by default read off the weights")] = None,
 ) -> None:
     """Convert an original checkpoint; with a tokenizer, the processor is saved as well."""
     from modeling_xsam.convert_xsam_to_hf import convert_checkpoint
 
     try:
-        typer.echo(convert_checkpoint(checkpoint, output, variant, stage, tokenizer))
-    except (KeyError, ValueError, OSError) as error:
+        plan = convert_checkpoint(checkpoint, output, variant=variant, stage=stage, tokenizer=tokenizer)
+    except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
+    typer.echo(plan.report())
     if tokenizer is not None:
-        _save_processor(output, variant)
+        _save_processor(output)
 
 
-def _save_processor(folder: Path, variant: str) -> None:
+def _save_processor(folder: Path) -> None:
     """The processor of a converted folder: its tokenizer, and images at the sizes of its configuration."""
     from transformers import AutoTokenizer
 
@@ -88,7 +89,7 @@ def _save_processor(folder: Path, variant: str) -> None:
         image_processor=default_image_processor(config.vision_config.image_size),
         high_res_image_processor=default_high_res_image_processor(config.high_res_vision_config.image_size),
         tokenizer=AutoTokenizer.from_pretrained(folder),
-        chat_template=PHI3_CHAT_TEMPLATE if variant == "phi3" else QWEN_CHAT_TEMPLATE,
+        chat_template=QWEN_CHAT_TEMPLATE if config.text_config.model_type.startswith("qwen") else PHI3_CHAT_TEMPLATE,
         num_image_tokens=config.num_image_tokens,
         num_region_tokens=config.num_region_tokens,
     ).save_pretrained(folder)

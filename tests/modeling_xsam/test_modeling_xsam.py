@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForUniversalSegmentation
@@ -109,6 +111,33 @@ class TestSegment:
         for index, row in enumerate((ONE_PHRASE, CATEGORIES)):
             alone = model.segment(**batch(row), **images)
             torch.testing.assert_close(shared.masks_queries_logits[index], alone.masks_queries_logits[0])
+
+    @pytest.mark.parametrize("text_config", [None, tiny_text_config(sliding_window=6), tiny_qwen_config()])
+    def test_what_prompts_on_one_image_have_in_common_is_read_once(self, text_config, monkeypatch):
+        model = tiny_model() if text_config is None else tiny_model(text_config=text_config)
+        rows = [prompt_ids(1, IMAGE, 6, phrase(*words), SEG) for words in ((14, 15, 16), (17,), (14, 18))]
+        images = tiny_images(1)
+        alone = [model.segment(**batch(row), **images) for row in rows]
+        lengths = []
+        original = model.language_model.forward
+
+        def forward(*args, **kwargs):
+            lengths.append(kwargs["inputs_embeds"].shape[1])
+            return original(*args, **kwargs)
+
+        forward.__signature__ = inspect.signature(original)
+        monkeypatch.setattr(model.language_model, "forward", forward)
+        together = model.segment(**batch(*rows), **images, image_index=torch.tensor([0, 0, 0]))
+        assert lengths == [11, 5, 3, 4]
+        for row, single in enumerate(alone):
+            torch.testing.assert_close(together.class_queries_logits[row], single.class_queries_logits[0])
+            torch.testing.assert_close(together.masks_queries_logits[row], single.masks_queries_logits[0])
+
+    def test_different_regions_are_not_shared(self, model):
+        rows, images = [ONE_REGION, ONE_REGION], tiny_images(1)
+        together = model.segment(**batch(*rows), **images, image_index=torch.tensor([0, 0]), region_masks=regions(2))
+        alone = model.segment(**batch(ONE_REGION), **images, region_masks=regions(2)[1:])
+        torch.testing.assert_close(together.masks_queries_logits[1], alone.masks_queries_logits[0])
 
     def test_a_region_may_be_read_from_another_image(self, model):
         images = tiny_images(2)
