@@ -12,6 +12,9 @@ from inspect import signature
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+# Tokens from which on a common beginning is read once, however long the sequences are.
+WORTH_SHARING = 64
+
 
 def read_sequences(
     language_model: PreTrainedModel,
@@ -55,7 +58,7 @@ def read_sequences(
 
 
 def shared_prefix(sequences: list[torch.Tensor], image_index: torch.Tensor, region_token_id: int) -> int:
-    """Tokens that all sequences begin with, if they are most of the longest one; otherwise 0."""
+    """Tokens that all sequences begin with; 0 if they are too few to be worth reading the sequences one by one."""
     if len(sequences) < 2 or (image_index != image_index[0]).any():
         return 0
     lengths = [len(sequence) for sequence in sequences]
@@ -64,7 +67,7 @@ def shared_prefix(sequences: list[torch.Tensor], image_index: torch.Tensor, regi
     # Equal region tokens may stand for different regions.
     differs = (starts != starts[0]).any(0) | (starts[0] == region_token_id)
     shared = int(differs.nonzero()[0, 0]) if differs.any() else starts.shape[1]
-    return shared if 2 * shared > max(lengths) else 0
+    return shared if shared >= WORTH_SHARING or 2 * shared > max(lengths) else 0
 
 
 def count_positions(attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor | None:

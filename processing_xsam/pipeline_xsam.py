@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,25 @@ import torch
 from transformers import Pipeline
 
 from .image_processing_xsam import load_image
-from .prompts_xsam import get_task
-from .results_xsam import ResultOptions, SampleOutput, split_outputs, to_result
+from .passes_xsam import merge_passes, split_labels
+from .prompts_xsam import get_task, list_labels, text_phrase
+from .results_xsam import (
+    ResultOptions,
+    SampleOutput,
+    category_segments,
+    name_categories,
+    split_outputs,
+    stuff_ids,
+    to_result,
+)
 from .samples_xsam import Sample, split_batch
+# TILES from .tiles_xsam import merge_tiles, tile_boxes
+
+
+# Tokens of a prompt that are left free for the answer.
+ANSWER_ROOM = 64
+
+Finish = Callable[[list[SampleOutput], ResultOptions, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -22,12 +39,20 @@ class Request:
     One call on one image. Every prompt of a list is a sample of its own, so that no result depends on other prompts.
 
     Args:
-        samples: what is asked, one entry per prompt.
-        join: how the results of the prompts become that of the call.
+        samples: what the network is asked.
+        finish: makes the result of the call from the outputs of its samples.
     """
 
     samples: list[Sample]
-    join: Callable[[list[Any]], Any]
+    finish: Finish
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Features of some of the images of a batch, and which those are."""
+
+    rows: torch.Tensor
+    features: Any
 
 
 class AnySegmentationPipeline(Pipeline):
@@ -66,6 +91,8 @@ class AnySegmentationPipeline(Pipeline):
             conversation: earlier turns, as messages.
             prefill_answer: whether the fixed answer of a task is given instead of generated.
             subtask: panoptic, instance or semantic, for generic and open-vocabulary.
+            tiles: (rows, columns) of overlapping crops for crowded scenes, for generic and open-vocabulary: each crop
+                has all queries to itself, and what a seam cuts is united.
             threshold, mask_threshold, overlap_mask_area_threshold, score_threshold, multi_target: see `ResultOptions`.
             max_new_tokens, streamer, generate_kwargs: for answers that are generated.
             image_features: features of the image from an earlier call of `encode_image`.
@@ -100,7 +127,7 @@ class AnySegmentationPipeline(Pipeline):
         prompts_at_once: int | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        sample_names = {name for name in Sample.__dataclass_fields__ if name not in ("task", "image")}
+        sample_names = {"tiles", *(name for name in Sample.__dataclass_fields__ if name not in ("task", "image"))}
         option_names = set(ResultOptions.__dataclass_fields__)
         if unknown := sorted(set(kwargs) - sample_names - option_names):
             known = sorted(sample_names | option_names)
@@ -121,13 +148,51 @@ class AnySegmentationPipeline(Pipeline):
         }
         return preprocess, forward, {name: value for name, value in kwargs.items() if name in option_names}
 
-    def preprocess(self, image: Any, task: str | None = None, **arguments: Any) -> dict[str, Request]:
+    def preprocess(
+        self, image: Any, task: str | None = None, tiles: tuple[int, int] | None = None, **arguments: Any
+    ) -> dict[str, Request]:
         if task is None:
             raise ValueError("`task` is missing: say what to do, for example task='referring'")
         shared = Sample(task=task, image=None if image is None else load_image(image), **arguments)
         # Raises for arguments that do not fit the task, before they are taken apart.
         split_batch(vars(replace(shared, text=None) if isinstance(shared.text, (list, tuple)) else shared))
-        return {"request": _split_prompts(shared)}
+        return {"request": self._request(shared, tiles)}
+
+    def _request(self, sample: Sample, tiles: tuple[int, int] | None) -> Request:
+        if get_task(sample.task).phrases_from == "labels":
+            return self._category_request(sample, tiles)
+        if tiles is not None:
+            raise ValueError(
+                f"`tiles`: task {sample.task!r} does not take this argument; generic and open-vocabulary do"
+            )
+        if isinstance(sample.text, (list, tuple)):
+            return Request([replace(sample, text=text) for text in sample.text], _finish_each)
+        if get_task(sample.task).turn_per_phrase and sample.visual_prompts:
+            ((kind, values),) = sample.visual_prompts.items()
+            return Request([replace(sample, **{kind: [value]}) for value in values], _finish_regions)
+        return Request([sample], _finish_one)
+
+    def _category_request(self, sample: Sample, tiles: tuple[int, int] | None) -> Request:
+        """A category list may take several passes, and an image several crops; each crop sees all passes."""
+        size = (sample.image.height, sample.image.width)
+        boxes = [(0, 0, sample.image.width, sample.image.height)] if tiles is None else tile_boxes(size, tiles)
+        passes = split_labels(sample, *self._label_budget(sample))
+        crops = [sample.image] if tiles is None else [sample.image.crop(box) for box in boxes]
+        return Request(
+            [replace(part, image=crop) for crop in crops for part in passes],
+            partial(_finish_categories, sample=sample, boxes=boxes),
+        )
+
+    def _label_budget(self, sample: Sample) -> tuple[list[int], int]:
+        """Tokens that each label takes, and tokens that all labels of one prompt may take."""
+        names = list_labels(sample.labels)
+        lengths = [self.processor.count_tokens(f", {text_phrase(name)}") for name in names]
+        messages = self.processor.build_conversation(
+            sample.task, labels=names[:1], conversation=sample.conversation, prefill_answer=True
+        )
+        frame = len(self.processor.encode_conversation(messages, up_to_last_seg=True).input_ids)
+        frame -= self.processor.count_tokens(text_phrase(names[0]))
+        return lengths, self.model.config.text_config.max_position_embeddings - ANSWER_ROOM - frame
 
     def _forward(
         self,
@@ -143,15 +208,16 @@ class AnySegmentationPipeline(Pipeline):
         requests = requests if batched else [requests]
         samples = [sample for request in requests for sample in request.samples]
         inputs = self._encode(samples)
-        if image_features is None and "pixel_values" in inputs:
-            image_features = self.model.get_image_features(inputs["pixel_values"], inputs["high_res_pixel_values"])
         outputs: list[SampleOutput] = []
+        encoded = None
         for start in range(0, len(samples), prompts_at_once):
             rows = slice(start, start + prompts_at_once)
             chunk = self._rows(inputs, rows)
+            if image_features is None:
+                chunk, encoded = self._with_features(chunk, inputs, encoded)
             segmented = self.model.segment(
                 **chunk,
-                image_features=image_features,
+                image_features=encoded.features if image_features is None and encoded else image_features,
                 max_new_tokens=max_new_tokens,
                 streamer=streamer,
                 **(generate_kwargs or {}),
@@ -160,13 +226,13 @@ class AnySegmentationPipeline(Pipeline):
             outputs += split_outputs(segmented, samples[rows], regions, self.processor.high_res_size)
         answers = iter(outputs)
         results = [[next(answers) for _ in request.samples] for request in requests]
-        joins = [request.join for request in requests]
-        return {"outputs": results, "join": joins} if batched else {"outputs": results[0], "join": joins[0]}
+        finishes = [request.finish for request in requests]
+        if not batched:
+            results, finishes = results[0], finishes[0]
+        return {"outputs": results, "finish": finishes}
 
     def postprocess(self, model_outputs: dict[str, Any], **options: Any) -> Any:
-        options = ResultOptions(**options)
-        results = [to_result(output, options, self.processor.tokenizer) for output in model_outputs["outputs"]]
-        return model_outputs["join"](results)
+        return model_outputs["finish"](model_outputs["outputs"], ResultOptions(**options), self.processor.tokenizer)
 
     def _ensure_tensor_on_device(self, inputs: Any, device: torch.device) -> Any:
         # What passes between the steps are requests and results; tensors are moved where they are made.
@@ -189,6 +255,25 @@ class AnySegmentationPipeline(Pipeline):
                 chosen["region_batch_index"] = inputs["region_batch_index"][regions]
         return chosen
 
+    def _with_features(
+        self, chunk: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor], encoded: EncodedImages | None
+    ) -> tuple[dict[str, torch.Tensor], EncodedImages | None]:
+        """The chunk with its images counted from 0, and their features; those of the chunk before if they are the same."""
+        indices = [chunk[name] for name in ("image_index", "region_batch_index") if name in chunk]
+        rows = torch.cat(indices).unique()
+        rows = rows[rows >= 0]
+        if not len(rows):
+            return chunk, None
+        if encoded is None or not torch.equal(encoded.rows, rows):
+            pixels = [inputs[name][rows] for name in ("pixel_values", "high_res_pixel_values")]
+            encoded = EncodedImages(rows, self.model.get_image_features(*pixels))
+        counted = {
+            name: torch.where(chunk[name] < 0, -1, torch.searchsorted(rows, chunk[name]))
+            for name in ("image_index", "region_batch_index")
+            if name in chunk
+        }
+        return {**chunk, **counted}, encoded
+
     def _region_counts(self, input_ids: torch.Tensor) -> torch.Tensor:
         return (input_ids == self.processor.region_token_id).sum(-1) // self.processor.num_region_tokens
 
@@ -199,23 +284,38 @@ class AnySegmentationPipeline(Pipeline):
         return masks.split(self._region_counts(inputs["input_ids"]).tolist())
 
 
-def _split_prompts(sample: Sample) -> Request:
-    """A list of texts, and the prompted objects of tasks that ask about each of them, become samples of their own."""
-    if isinstance(sample.text, (list, tuple)):
-        return Request([replace(sample, text=text) for text in sample.text], join=list)
-    if get_task(sample.task).turn_per_phrase and sample.visual_prompts:
-        ((kind, values),) = sample.visual_prompts.items()
-        return Request([replace(sample, **{kind: [value]}) for value in values], join=_join_regions)
-    return Request([sample], join=_only)
+def _finish_one(outputs: list[SampleOutput], options: ResultOptions, tokenizer: Any) -> Any:
+    (output,) = outputs
+    return to_result(output, options, tokenizer)
 
 
-def _only(results: list[Any]) -> Any:
-    (result,) = results
-    return result
+def _finish_each(outputs: list[SampleOutput], options: ResultOptions, tokenizer: Any) -> list[Any]:
+    return [to_result(output, options, tokenizer) for output in outputs]
 
 
-def _join_regions(results: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    return [{**segment, "label": f"region {i}"} for i, segments in enumerate(results) for segment in segments]
+def _finish_regions(outputs: list[SampleOutput], options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
+    return [
+        {**segment, "label": f"region {index}"}
+        for index, output in enumerate(outputs)
+        for segment in to_result(output, options, tokenizer)
+    ]
+
+
+def _finish_categories(
+    outputs: list[SampleOutput],
+    options: ResultOptions,
+    tokenizer: Any,
+    sample: Sample,
+    boxes: Sequence[tuple[int, int, int, int]],
+) -> list[dict[str, Any]]:
+    """Passes of a crop are merged first, then the crops."""
+    per_crop = len(outputs) // len(boxes)
+    crops = [merge_passes(outputs[i : i + per_crop], sample) for i in range(0, len(outputs), per_crop)]
+    found = [category_segments(crop, options) for crop in crops]
+    if len(boxes) == 1:
+        return name_categories(found[0], sample)
+    size = (sample.image.height, sample.image.width)
+    return name_categories(merge_tiles(found, boxes, size, stuff_ids=stuff_ids(sample)), sample)
 
 
 __all__ = ["AnySegmentationPipeline"]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from torch.nn.functional import interpolate
+from torch.nn.functional import adaptive_max_pool2d, interpolate
 
 from .image_processing_xsam import scaled_size
 
@@ -77,9 +77,14 @@ def resize_region_to_image(region_mask: torch.Tensor, geometry: Geometry) -> tor
     """A region mask, bool (S, S), at the size of the original image, nearest: bool (H, W)."""
     height, width = scaled_size(geometry.target_size, geometry.input_size)
     cropped = region_mask[None, None, :height, :width].float()
-    return interpolate(cropped, size=geometry.target_size, mode="nearest")[0, 0].bool()
+    resized = interpolate(cropped, size=geometry.target_size, mode="nearest")
+    if not resized.any():
+        # Nearest skips rows and columns when it shrinks: a small region keeps every pixel that it touches.
+        resized = adaptive_max_pool2d(cropped, geometry.target_size)
+    return resized[0, 0].bool()
 
 
+@torch.no_grad()
 def panoptic(
     class_logits: torch.Tensor,
     mask_logits: torch.Tensor,
@@ -106,7 +111,7 @@ def panoptic(
     Returns:
         Segments in query order, without overlap.
     """
-    scores, labels = class_logits.softmax(-1)[:, :-1].max(-1)
+    scores, labels = _probabilities(class_logits, mask_logits)[:, :-1].max(-1)
     kept = (scores > threshold).nonzero()[:, 0]
     best = torch.zeros(geometry.target_size, device=mask_logits.device)
     winner = torch.full(geometry.target_size, -1, device=mask_logits.device)
@@ -126,6 +131,7 @@ def panoptic(
     return _fuse_stuff(segments, stuff_ids) if fuse else segments
 
 
+@torch.no_grad()
 def semantic(class_logits: torch.Tensor, mask_logits: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """
     The most probable class of every pixel: class probabilities (without the background, not renormalised) times mask
@@ -138,8 +144,8 @@ def semantic(class_logits: torch.Tensor, mask_logits: torch.Tensor, geometry: Ge
     Returns:
         int64 (H, W).
     """
-    class_probabilities = class_logits.softmax(-1)[:, :-1]
-    mask_probabilities = _crop(mask_logits, geometry).sigmoid()
+    class_probabilities = _probabilities(class_logits, mask_logits)[:, :-1]
+    mask_probabilities = torch.cat([_crop(chunk, geometry).sigmoid() for chunk in mask_logits.split(CHUNK)])
     best = torch.full(geometry.target_size, -1.0, device=mask_logits.device)
     winner = torch.zeros(geometry.target_size, dtype=torch.long, device=mask_logits.device)
     # Resizing is linear and done class by class, so that not all classes have to be in memory at once.
@@ -157,6 +163,7 @@ def semantic_segments(label_map: torch.Tensor) -> list[Segment]:
     return [Segment(label, None, label_map == label) for label in label_map.unique().tolist()]
 
 
+@torch.no_grad()
 def instance(
     class_logits: torch.Tensor,
     mask_logits: torch.Tensor,
@@ -178,11 +185,13 @@ def instance(
     Returns:
         Segments by falling score. Masks without a pixel are left out.
     """
-    probabilities = class_logits.softmax(-1)[:, :-1]
+    probabilities = _probabilities(class_logits, mask_logits)[:, :-1]
     num_classes = probabilities.shape[1]
     scores, pairs = probabilities.flatten().topk(min(len(class_logits), probabilities.numel()))
     # The mask factor is at most 1: what is below the threshold now stays below it.
-    scores, pairs = scores[scores >= threshold], pairs[scores >= threshold]
+    # Padding classes have probability 0.
+    hopeful = (scores >= threshold) & (scores > 0)
+    scores, pairs = scores[hopeful], pairs[hopeful]
     labels_of: dict[int, list[tuple[int, float]]] = {}
     for pair, score in zip(pairs.tolist(), scores.tolist(), strict=True):
         labels_of.setdefault(pair // num_classes, []).append((pair % num_classes, score))
@@ -197,6 +206,7 @@ def instance(
     return sorted((s for s in segments if s.score >= threshold), key=lambda s: -s.score)
 
 
+@torch.no_grad()
 def referring(
     class_logits: torch.Tensor,
     mask_logits: torch.Tensor,
@@ -223,7 +233,7 @@ def referring(
     """
     if class_logits.shape[-1] != 2:
         raise ValueError(f"class_logits have {class_logits.shape[-1] - 1} phrases; referring takes one per <SEG>.")
-    scores = class_logits.softmax(-1)[:, 0]
+    scores = _probabilities(class_logits, mask_logits)[:, 0]
     best = int(scores.argmax())
     if multi_target:
         chosen = (scores >= (0.5 if score_threshold is None else score_threshold)).nonzero()[:, 0]
@@ -237,11 +247,12 @@ def referring(
     return Segment(0, float(scores[best]), mask)
 
 
+@torch.no_grad()
 def grounded_conversation(
     class_logits: torch.Tensor, mask_logits: torch.Tensor, geometry: Geometry, mask_threshold: float = 0.5
 ) -> list[Segment]:
     """The best query of each phrase, in the order of the phrases; one query may serve several."""
-    scores, queries = class_logits.softmax(-1)[:, :-1].max(0)
+    scores, queries = _probabilities(class_logits, mask_logits)[:, :-1].max(0)
     masks = dict(_resized(mask_logits, queries.unique(), geometry))
     return [
         Segment(phrase, float(score), masks[query].sigmoid() > mask_threshold)
@@ -249,6 +260,7 @@ def grounded_conversation(
     ]
 
 
+@torch.no_grad()
 def interactive(
     class_logits: torch.Tensor,
     mask_logits: torch.Tensor,
@@ -349,6 +361,19 @@ def to_pipeline_segment(segment: Segment, label: str) -> dict[str, Any]:
     mask = Image.fromarray(segment.mask.cpu().numpy().astype(np.uint8) * 255)
     box = dict(zip(("xmin", "ymin", "xmax", "ymax"), segment.box, strict=True))
     return {"label": label, "score": segment.score, "mask": mask, "box": box}
+
+
+def _probabilities(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+    """Softmax over classes and background, float32, (Q, K); raises for logits that do not belong to one `<SEG>`."""
+    if class_logits.ndim != 2 or mask_logits.ndim != 3 or len(class_logits) != len(mask_logits):
+        raise ValueError(
+            f"`class_logits` {tuple(class_logits.shape)} and `mask_logits` {tuple(mask_logits.shape)}: expected (Q, K) and"
+            " (Q, h, w); give those of one <SEG>"
+        )
+    for name, logits in (("class_logits", class_logits), ("mask_logits", mask_logits)):
+        if logits.isnan().any():
+            raise ValueError(f"`{name}` contain NaN: run the model in float32 or bfloat16, float16 overflows")
+    return class_logits.float().softmax(-1)
 
 
 def _crop(mask_logits: torch.Tensor, geometry: Geometry) -> torch.Tensor:

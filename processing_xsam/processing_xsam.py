@@ -318,6 +318,10 @@ class XSAMProcessor(ProcessorMixin):
             answer_mask += [is_answer] * len(ids)
         return XSAMPrompt(input_ids, answer_mask)
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens that a piece of a prompt takes between special tokens or with them, placeholders expanded."""
+        return len(self._expand_placeholders(self._encode_text(text)))
+
     @property
     def _conversation_template(self) -> str:
         return self.chat_template if isinstance(self.chat_template, str) else self.chat_template["default"]

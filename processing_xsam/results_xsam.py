@@ -136,40 +136,47 @@ def to_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> A
     return RESULTS[output.sample.task](output, options, tokenizer)
 
 
-def _category_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
-    labels = list_labels(output.sample.labels)
-    segments = [
-        segment
-        for seg in output.segs
-        for segment in SUBTASKS[options.subtask](seg, output.geometry, _stuff_ids(output), options)
+def category_segments(output: SampleOutput, options: ResultOptions) -> list[Segment]:
+    """Segments of generic and open-vocabulary; `label_id` counts `list_labels` of the sample."""
+    find = SUBTASKS[options.subtask]
+    return [
+        segment for seg in output.segs for segment in find(seg, output.geometry, stuff_ids(output.sample), options)
     ]
+
+
+def name_categories(segments: Sequence[Segment], sample: Sample) -> list[dict[str, Any]]:
+    labels = list_labels(sample.labels)
     return [to_pipeline_segment(segment, labels[segment.label_id]) for segment in segments]
 
 
-def _panoptic(seg: SegOutput, geometry: Geometry, stuff_ids: range, options: ResultOptions) -> list[Segment]:
+def _category_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
+    return name_categories(category_segments(output, options), output.sample)
+
+
+def _panoptic(seg: SegOutput, geometry: Geometry, stuff: range, options: ResultOptions) -> list[Segment]:
     return panoptic(
         seg.class_logits,
         seg.mask_logits,
         geometry,
-        stuff_ids,
+        stuff,
         threshold=options.threshold,
         mask_threshold=options.mask_threshold,
         overlap_mask_area_threshold=options.overlap_mask_area_threshold,
     )
 
 
-def _instance(seg: SegOutput, geometry: Geometry, stuff_ids: range, options: ResultOptions) -> list[Segment]:
+def _instance(seg: SegOutput, geometry: Geometry, stuff: range, options: ResultOptions) -> list[Segment]:
     found = instance(seg.class_logits, seg.mask_logits, geometry, options.threshold, options.mask_threshold)
-    return [segment for segment in found if segment.label_id not in stuff_ids]
+    return [segment for segment in found if segment.label_id not in stuff]
 
 
-def _semantic(seg: SegOutput, geometry: Geometry, stuff_ids: range, options: ResultOptions) -> list[Segment]:
+def _semantic(seg: SegOutput, geometry: Geometry, stuff: range, options: ResultOptions) -> list[Segment]:
     return semantic_segments(semantic(seg.class_logits, seg.mask_logits, geometry))
 
 
-def _stuff_ids(output: SampleOutput) -> range:
+def stuff_ids(sample: Sample) -> range:
     """Stuff comes after the things among the classes."""
-    labels = output.sample.labels
+    labels = sample.labels
     if not isinstance(labels, Mapping):
         return range(0)
     return range(len(labels.get("thing", ())), len(list_labels(labels)))
@@ -280,4 +287,14 @@ RESULTS: dict[str, Callable[[SampleOutput, ResultOptions, Any], Any]] = {
     "chat": _spoken_result,
 }
 
-__all__ = ["ResultOptions", "SampleOutput", "SegOutput", "clean_answer", "split_outputs", "to_result"]
+__all__ = [
+    "ResultOptions",
+    "SampleOutput",
+    "SegOutput",
+    "category_segments",
+    "clean_answer",
+    "name_categories",
+    "split_outputs",
+    "stuff_ids",
+    "to_result",
+]

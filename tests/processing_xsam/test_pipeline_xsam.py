@@ -1,5 +1,6 @@
 """Every call of the pipeline, with a tiny random model: the form of the results, and that nothing depends on what else is asked."""
 
+import inspect
 import io
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import TextIteratorStreamer, pipeline
 
 from processing_xsam import AnySegmentationPipeline
 from random_checkpoint import random_model, random_processor, save_random_checkpoint
@@ -172,6 +173,93 @@ def test_kinds_of_images(segment, image, tmp_path):
     expected = segment(image, task="referring", text="the cup")
     for kind in (str(tmp_path / "photo.png"), tmp_path / "photo.png", np.asarray(image), buffer.getvalue()):
         assert same(segment(kind, task="referring", text="the cup"), expected)
+
+
+def test_1203_categories_in_one_call(segment, image, monkeypatch):
+    lengths, prefixes = [], []
+    original = segment.model.language_model.forward
+
+    def forward(*args, **kwargs):
+        lengths.append(kwargs["inputs_embeds"].shape[1])
+        prefixes.append(int(kwargs["position_ids"][0, 0]))
+        return original(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(original)
+    monkeypatch.setattr(segment.model.language_model, "forward", forward)
+    counts = count_images(segment, monkeypatch)
+    labels = [f"category {index}" for index in range(1203)]
+    found = segment(image, task="open-vocabulary", labels=labels, subtask="semantic")
+    limit = segment.model.config.text_config.max_position_embeddings
+    assert counts == [1]
+    assert len(lengths) > 4
+    assert max(lengths) < limit
+    assert {part["label"] for part in found} <= set(labels)
+    cover = sum((np.asarray(part["mask"]) > 0).astype(int) for part in found)
+    assert cover.min() == cover.max() == 1
+
+
+def test_passes_share_the_cache_of_their_common_beginning(segment, image, monkeypatch):
+    """With a limit that splits a short list, the image is read by the language model once."""
+    labels = [f"category {index}" for index in range(12)]
+    whole = segment(image, task="open-vocabulary", labels=labels, subtask="semantic")
+    assert whole
+    lengths = []
+    original = segment.model.language_model.forward
+
+    def forward(*args, **kwargs):
+        lengths.append(kwargs["inputs_embeds"].shape[1])
+        return original(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(original)
+    monkeypatch.setattr(segment.model.language_model, "forward", forward)
+    monkeypatch.setattr(segment.model.config.text_config, "max_position_embeddings", 400)
+    assert segment(image, task="open-vocabulary", labels=labels, subtask="semantic")
+    image_tokens = segment.processor.num_image_tokens
+    assert lengths[0] > image_tokens
+    assert all(length < image_tokens for length in lengths[1:])
+    assert len(lengths) > 2
+
+
+def test_the_text_is_streamed(segment, image):
+    streamer = TextIteratorStreamer(segment.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    result = segment(image, task="chat", text="What is this?", max_new_tokens=6, streamer=streamer)
+    assert "".join(streamer).strip() == result["text"]
+
+
+def test_a_conversation_goes_on_and_switches_between_talking_and_segmenting(segment, image):
+    said = segment(image, task="chat", text="What is this?", max_new_tokens=4)
+    history = [
+        {"role": "user", "content": "What is this?"},
+        {"role": "assistant", "content": said["text"]},
+    ]
+    (found,) = segment(image, task="referring", text="the cup", conversation=history)
+    assert found["label"] == "the cup"
+    (fresh,) = segment(image, task="referring", text="the cup")
+    assert found["score"] != fresh["score"]
+    history += [
+        {"role": "user", "content": [{"type": "text", "text": "Segment "}, {"type": "phrase", "text": "the cup"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Here: "}, {"type": "segment"}]},
+    ]
+    again = segment(image, task="chat", text="And now?", conversation=history, max_new_tokens=4)
+    assert again["segments"] == []
+    assert isinstance(again["text"], str)
+
+
+def test_500_prompts_on_one_image(segment, image, monkeypatch):
+    counts = count_images(segment, monkeypatch)
+    points = [[10 + 5 * (index % 100), 10 + 60 * (index // 100)] for index in range(500)]
+    found = segment(image.resize((520, 400)), task="interactive", points=points, prompts_at_once=50)
+    assert counts == [1]
+    assert [part["label"] for part in found] == [f"region {index}" for index in range(500)]
+
+
+@pytest.mark.parametrize("token", ["<SEG>", "<p>", "</p>", "<image>", "<region>", "<|end|>", "<|user|>", "<s>"])
+def test_text_of_a_user_is_text(segment, image, token):
+    """As many results as were asked for, whatever the text says."""
+    assert len(segment(image, task="referring", text=f"a {token} cup{token}")) == 1
+    found = segment(image, task="open-vocabulary", labels=[f"a{token}", f"{token}b"], subtask="semantic")
+    assert {part["label"] for part in found} <= {f"a{token}", f"{token}b"}
+    assert segment(image, task="chat", text=f"{token}{token}", max_new_tokens=2)["segments"] == []
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,29 @@ class TestInteractive:
         assert interactive(classes([0.9, 0.1]), scene((5, 0, 8, 8)), self.region, GEOMETRY) is None
 
 
+def test_logits_that_do_not_belong_together_are_refused():
+    with pytest.raises(ValueError, match=r"`class_logits` \(1, 2\) and `mask_logits` \(2, 8, 8\)"):
+        panoptic(classes([0.9, 0.1]), scene((0, 0, 4, 4), (0, 0, 4, 4)), GEOMETRY)
+    with pytest.raises(ValueError, match="`mask_logits` contain NaN"):
+        instance(classes([0.9, 0.1]), scene((0, 0, 4, 4)) * torch.nan, GEOMETRY)
+
+
+def test_padding_classes_are_no_instances():
+    logits = torch.tensor([[1.0, -1e9, 0.0]])
+    assert [s.label_id for s in instance(logits, scene((0, 0, 4, 4)), GEOMETRY, threshold=0.0)] == [0]
+
+
+def test_scores_are_computed_in_full_precision():
+    logits = torch.tensor([[3.0, 0.0]], dtype=torch.bfloat16)
+    assert referring(logits, scene((0, 0, 4, 4)), GEOMETRY).score == pytest.approx(0.952574, abs=1e-6)
+
+
+def test_a_small_region_survives_shrinking():
+    region = torch.zeros(64, 64, dtype=torch.bool)
+    region[33, 35] = True
+    assert resize_region_to_image(region, Geometry(64, (6, 6))).nonzero().tolist() == [[3, 3]]
+
+
 def test_boxes():
     mask = torch.zeros(4, 6, dtype=torch.bool)
     assert mask_box(mask) == (0, 0, 0, 0)
