@@ -390,10 +390,9 @@ def convert_state_dict(state_dict: Mapping[str, torch.Tensor], config: XSAMConfi
 
 
 def _convert_tensor(name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    tensor = tensor.to(_stored_dtype(name, tensor, dtype))
     if name in VOCABULARY_WEIGHTS:
         tensor = append_placeholder_rows(tensor)
-    return tensor.contiguous()
+    return tensor.to(_stored_dtype(name, tensor, dtype)).contiguous()
 
 
 def _stored_dtype(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -590,12 +589,18 @@ def _write_shards(
     total = shards.metadata["total_size"]
     with tqdm(total=total, unit="B", unit_scale=True, desc="Converting") as progress:
         for filename, names in shards.filename_to_tensors.items():
-            tensors = {name: _convert_tensor(name, state_dict[plan.sources[name]], dtype) for name in names}
-            save_file(tensors, output / filename, metadata={"format": "pt"})
-            progress.update(sum(tensor.nbytes for tensor in tensors.values()))
+            originals = {name: state_dict[plan.sources[name]] for name in names}
+            progress.update(_write_shard(originals, dtype, output / filename))
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (output / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_shard(originals: dict[str, torch.Tensor], dtype: torch.dtype | None, path: Path) -> int:
+    """Convert tensors into a file; returns their bytes. What it converts is freed before the next shard begins."""
+    tensors = {name: _convert_tensor(name, tensor, dtype) for name, tensor in originals.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def load_tokenizer(source: str | Path, config: XSAMConfig) -> PreTrainedTokenizerBase:

@@ -24,8 +24,7 @@ from .results_xsam import (
     to_result,
 )
 from .samples_xsam import Sample, split_batch
-# TILES from .tiles_xsam import merge_tiles, tile_boxes
-
+from .tiles_xsam import merge_tiles, tile_boxes
 
 # Tokens of a prompt that are left free for the answer.
 ANSWER_ROOM = 64
@@ -315,7 +314,9 @@ def _finish_categories(
     if len(boxes) == 1:
         return name_categories(found[0], sample)
     size = (sample.image.height, sample.image.width)
-    return name_categories(merge_tiles(found, boxes, size, stuff_ids=stuff_ids(sample)), sample)
+    # Instances may overlap; panoptic and semantic segments share no pixel.
+    exclusive = options.subtask != "instance"
+    return name_categories(merge_tiles(found, boxes, size, stuff_ids(sample), exclusive=exclusive), sample)
 
 
 __all__ = ["AnySegmentationPipeline"]

@@ -41,6 +41,7 @@ from .region_masks_xsam import (
     masks_from_scribbles,
     resize_region_masks,
 )
+from .result_methods_xsam import XSAMResultMethods
 from .samples_xsam import Sample, split_batch, split_formatted
 
 
@@ -76,7 +77,7 @@ class _ImageRows:
         return self._rows[key]
 
 
-class XSAMProcessor(ProcessorMixin):
+class XSAMProcessor(XSAMResultMethods, ProcessorMixin):
     """Prepares images, text and visual prompts for X-SAM.
 
     Args:

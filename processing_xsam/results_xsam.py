@@ -111,7 +111,7 @@ def split_outputs(
     return [
         SampleOutput(
             sample=sample,
-            segs=[_seg_output(outputs, row) for row in seg_rows[index]],
+            segs=[seg_output(outputs, row) for row in seg_rows[index]],
             token_ids=outputs.sequences[index, : outputs.sequence_lengths[index]].tolist(),
             prompt_length=int(outputs.prompt_lengths[index]),
             empty_reason=outputs.empty_reasons[index],
@@ -122,7 +122,8 @@ def split_outputs(
     ]
 
 
-def _seg_output(outputs: Any, row: int) -> SegOutput:
+def seg_output(outputs: Any, row: int) -> SegOutput:
+    """One row of the model's outputs, without its padding classes."""
     valid = outputs.class_mask[row]
     return SegOutput(
         class_logits=outputs.class_queries_logits[row][:, valid],
@@ -225,43 +226,69 @@ def _visual_grounded_result(output: SampleOutput, options: ResultOptions, tokeni
 
 def _spoken_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> dict[str, Any]:
     """Text of the answer without its markers, and a segment with a character span for each phrase."""
-    text, spans = clean_answer(output, tokenizer)
-    segments = []
-    for seg in output.segs:
-        for segment in grounded_conversation(
-            seg.class_logits, seg.mask_logits, output.geometry, options.mask_threshold
-        ):
-            span = spans.get(seg.phrase_spans[segment.label_id])
-            label = "" if span is None else text[slice(*span)]
-            segments.append({**to_pipeline_segment(segment, label), "span": span})
+    text, found = caption_segments(
+        output.segs, output.token_ids, output.prompt_length, output.geometry, options.mask_threshold, tokenizer
+    )
+    segments = [
+        {**to_pipeline_segment(segment, "" if span is None else text[slice(*span)]), "span": span}
+        for segment, span in found
+    ]
     return {"text": text, "segments": segments}
 
 
-def clean_answer(output: SampleOutput, tokenizer: Any) -> tuple[str, dict[tuple[int, int], tuple[int, int]]]:
+def caption_segments(
+    segs: Sequence[SegOutput],
+    token_ids: Sequence[int],
+    answer_start: int,
+    geometry: Geometry | None,
+    mask_threshold: float,
+    tokenizer: Any,
+) -> tuple[str, list[tuple[Segment, tuple[int, int] | None]]]:
     """
     Returns:
-        The generated answer without special tokens, and for the token span of each of its phrases the characters it
-        has in that text, white space at its ends left out.
+        The answer without special tokens, and a segment for each phrase with the characters that the phrase has in it;
+        None for a phrase of the question.
+    """
+    phrases = [span for seg in segs for span in seg.phrase_spans]
+    text, spans = clean_answer(token_ids, answer_start, phrases, tokenizer)
+    found = [
+        (segment, spans.get(seg.phrase_spans[segment.label_id]))
+        for seg in segs
+        for segment in grounded_conversation(seg.class_logits, seg.mask_logits, geometry, mask_threshold)
+    ]
+    return text, found
+
+
+def clean_answer(
+    token_ids: Sequence[int], answer_start: int, phrases: Sequence[tuple[int, int]], tokenizer: Any
+) -> tuple[str, dict[tuple[int, int], tuple[int, int]]]:
+    """
+    Args:
+        token_ids: prompt and answer.
+        answer_start: where the answer starts.
+        phrases: [start, end) token spans, markers included.
+
+    Returns:
+        The answer without special tokens, and for each phrase in it the characters it has in that text, white space at
+        its ends left out.
     """
     markers = tokenizer.convert_tokens_to_ids([PHRASE_START_TOKEN, PHRASE_END_TOKEN, SEG_TOKEN])
-    phrase_start = {start for seg in output.segs for start, _ in seg.phrase_spans}
-    phrase_of_end = {end - 1: (start, end) for seg in output.segs for start, end in seg.phrase_spans}
-    pieces: list[int] = []
-    starts: dict[int, int] = {}
+    starting = {start: (start, end) for start, end in phrases if start >= answer_start}
+    ending = {end - 1: span for span in starting.values() for end in span[1:]}
+    plain: list[int] = []
+    text_before: dict[tuple[int, int], int] = {}
     spans: dict[tuple[int, int], tuple[int, int]] = {}
-    for position in range(output.prompt_length, len(output.token_ids)):
-        token = output.token_ids[position]
-        if position in phrase_start:
-            starts[position] = len(_decode(tokenizer, pieces))
-        if position in phrase_of_end and phrase_of_end[position][0] in starts:
-            span = phrase_of_end[position]
-            before, text = starts[span[0]], _decode(tokenizer, pieces)
-            phrase = text[before:]
-            start = before + len(phrase) - len(phrase.lstrip())
-            spans[span] = (start, start + len(phrase.strip()))
-        if token not in markers:
-            pieces.append(token)
-    text = _decode(tokenizer, pieces)
+    for position in range(answer_start, len(token_ids)):
+        if position in starting:
+            text_before[starting[position]] = len(_decode(tokenizer, plain))
+        if position in ending:
+            start = text_before[ending[position]]
+            phrase = _decode(tokenizer, plain)[start:]
+            start += len(phrase) - len(phrase.lstrip())
+            spans[ending[position]] = (start, start + len(phrase.strip()))
+        if token_ids[position] not in markers:
+            plain.append(token_ids[position])
+    text = _decode(tokenizer, plain)
     shift = len(text) - len(text.lstrip())
     return text.strip(), {span: (start - shift, end - shift) for span, (start, end) in spans.items()}
 
@@ -291,9 +318,11 @@ __all__ = [
     "ResultOptions",
     "SampleOutput",
     "SegOutput",
+    "caption_segments",
     "category_segments",
     "clean_answer",
     "name_categories",
+    "seg_output",
     "split_outputs",
     "stuff_ids",
     "to_result",

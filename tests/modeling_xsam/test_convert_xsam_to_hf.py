@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -145,7 +146,7 @@ def test_unknown_models_are_named(argument):
 
 
 def test_a_language_model_of_another_size_asks_for_a_configuration():
-    with pytest.raises(ValueError, match="has hidden size 32; known are .* --config"):
+    with pytest.raises(ValueError, match=r"has hidden size 32; known are .*--config"):
         infer_variant(original_weights())
 
 
@@ -432,8 +433,8 @@ def test_a_full_folder_is_not_touched(save, tmp_path):
 
 
 def test_a_full_disk_is_noticed_before_writing(save, tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: (0, 0, 1000))
-    with pytest.raises(OSError, match="but .* has 0.0 GB free"):
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"but .* has 0\.0 GB free"):
         convert_checkpoint(save(original_weights()), tmp_path / "out", config=tiny_config())
     assert not (tmp_path / "out").exists()
 

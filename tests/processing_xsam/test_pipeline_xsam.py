@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import TextIteratorStreamer, pipeline
 
 from processing_xsam import AnySegmentationPipeline
+from processing_xsam.post_processing_xsam import Segment
 from random_checkpoint import random_model, random_processor, save_random_checkpoint
 
 PHOTO = Path(__file__).resolve().parents[2] / "examples" / "coffee.png"
@@ -218,6 +219,50 @@ def test_passes_share_the_cache_of_their_common_beginning(segment, image, monkey
     assert lengths[0] > image_tokens
     assert all(length < image_tokens for length in lengths[1:])
     assert len(lengths) > 2
+
+
+@pytest.mark.parametrize("subtask", ["panoptic", "instance", "semantic"])
+def test_tiles_cover_the_image_and_see_a_crop_each(segment, image, monkeypatch, subtask):
+    counts = count_images(segment, monkeypatch)
+    thresholds = {"threshold": 0.05, "mask_threshold": 0.1, "overlap_mask_area_threshold": 0.0}
+    found = segment(image, task="generic", labels=LABELS, subtask=subtask, tiles=(2, 2), **thresholds)
+    assert sum(counts) == 4
+    assert found
+    assert all(part["mask"].size == image.size for part in found)
+    cover = sum((np.asarray(part["mask"]) > 0).astype(int) for part in found)
+    if subtask != "instance":
+        assert cover.max() == 1
+    if subtask == "semantic":
+        assert cover.min() == 1
+
+
+def test_120_small_objects_with_a_perfect_oracle_for_each_crop(segment, monkeypatch):
+    """More objects than queries: the network's place is taken by one that finds all of a crop, whole or cut."""
+    size, step = (600, 840), 70
+    truth = np.zeros(size, dtype=int)
+    for index in range(120):
+        row, column = divmod(index, 12)
+        top, left = 10 + row * 58, 12 + column * step
+        truth[top : top + 30 + index % 5, left : left + 34 + index % 7] = index + 1
+    scene = Image.fromarray(np.repeat(truth[..., None], 3, axis=2).astype(np.uint8))
+
+    def oracle(output, options):
+        marks = torch.from_numpy(np.asarray(output.sample.image)[..., 0].astype(int))
+        return [Segment(0, 0.9, marks == mark) for mark in marks.unique().tolist() if mark > 0]
+
+    monkeypatch.setattr("processing_xsam.pipeline_xsam.category_segments", oracle)
+    found = segment(scene, task="open-vocabulary", labels=["block"], subtask="instance", tiles=(3, 3))
+    assert len(found) == 120
+    masks = {int(truth[np.asarray(part["mask"]) > 0][0]): np.asarray(part["mask"]) > 0 for part in found}
+    assert set(masks) == set(range(1, 121))
+    assert all(np.array_equal(mask, truth == mark) for mark, mask in masks.items())
+
+
+def test_tiles_are_for_category_lists(segment, image):
+    with pytest.raises(ValueError, match="`tiles`: task 'referring' does not take this argument"):
+        segment(image, task="referring", text="cup", tiles=(2, 2))
+    with pytest.raises(ValueError, match="`tiles`"):
+        segment(image, task="generic", labels=LABELS, tiles=(0, 2))
 
 
 def test_the_text_is_streamed(segment, image):
