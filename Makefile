@@ -17,12 +17,26 @@ $(VENV)/installed-base: $(BIN)/python setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-$(VENV)/installed-test: $(VENV)/installed-base
+$(VENV)/installed-$(VENV)/installed-app: $(VENV)/installed-base
+	$(BIN)/python -m pip install --quiet --editable '.[app]'
+	touch $@
+
+app: $(VENV)/installed-app
+	$(BIN)/python app.py
+
+test: $(VENV)/installed-base
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
 demo: $(VENV)/installed-base
 	$(BIN)/python examples/demo.py
+
+$(VENV)/installed-app: $(VENV)/installed-base
+	$(BIN)/python -m pip install --quiet --editable '.[app]'
+	touch $@
+
+app: $(VENV)/installed-app
+	$(BIN)/python app.py
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest

@@ -8,7 +8,7 @@ HERE = Path(__file__).parent
 
 APP = ["gradio>=6"]
 TRAIN = ["peft>=0.17", "datasets>=4", "tensorboard>=2.16", "trackio>=0.2"]
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "peft>=0.17"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "peft>=0.17", "playwright>=1.50", *APP]
 
 setup(
     name="xsam",
@@ -26,7 +26,7 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "accelerate>=1.10",
-        "safetensors>=0.6",
+        "safetensors>=0.8",
         "huggingface-hub>=1.0",
         "numpy>=1.26",
         "pillow>=10",

@@ -48,7 +48,7 @@ def random_processor() -> XSAMProcessor:
     )
 
 
-def random_model(processor: XSAMProcessor, seed: int = 0) -> XSAMForSegmentation:
+def random_model(processor: XSAMProcessor, seed: int = 0, num_queries: int = 20) -> XSAMForSegmentation:
     tokenizer = processor.tokenizer
     config = XSAMConfig(
         text_config=Phi3Config(
@@ -91,7 +91,7 @@ def random_model(processor: XSAMProcessor, seed: int = 0) -> XSAMForSegmentation
             decoder_layers=4,
             dim_feedforward=128,
             num_attention_heads=4,
-            num_queries=20,
+            num_queries=num_queries,
         ),
         connector_feature_layers=[2, 3, 4],
         connector_hidden_size=64,

@@ -71,7 +71,7 @@ def merge_passes(outputs: Sequence[SampleOutput], sample: Sample) -> SampleOutpu
         blocks.append(block)
         first += count
     merged = SegOutput(torch.cat(blocks), torch.cat([seg.mask_logits for seg in segs]), phrase_spans=[])
-    return replace(outputs[0], sample=sample, segs=[merged])
+    return replace(outputs[0], sample=replace(outputs[0].sample, labels=sample.labels), segs=[merged])
 
 
 def _as_given(labels: Any, names: Sequence[str]) -> Any:

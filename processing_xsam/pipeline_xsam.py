@@ -168,7 +168,9 @@ class AnySegmentationPipeline(Pipeline):
             return Request([replace(sample, text=text) for text in sample.text], _finish_each)
         if get_task(sample.task).turn_per_phrase and sample.visual_prompts:
             ((kind, values),) = sample.visual_prompts.items()
-            return Request([replace(sample, **{kind: [value]}) for value in values], _finish_regions)
+            # An empty list goes to the processor as it is, which says what is wrong with it.
+            objects = [replace(sample, **{kind: [value]}) for value in values] or [sample]
+            return Request(objects, _finish_regions)
         return Request([sample], _finish_one)
 
     def _category_request(self, sample: Sample, tiles: tuple[int, int] | None) -> Request:

@@ -20,8 +20,8 @@ from torch.nn.functional import adaptive_max_pool2d, interpolate
 
 from .image_processing_xsam import scaled_size
 
-# Masks resized at a time; bounds the memory for large images.
-CHUNK = 16
+# Values resized at a time, about 256 MB; bounds the memory for large images.
+MAX_VALUES = 2**26
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ class Geometry:
 
     input_size: int
     target_size: tuple[int, int]
+
+    @property
+    def masks_at_once(self) -> int:
+        """How many masks may be resized at a time."""
+        height, width = self.target_size
+        return max(1, MAX_VALUES // max(height * width, self.input_size**2))
 
 
 def resize_to_input(mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -145,12 +151,13 @@ def semantic(class_logits: torch.Tensor, mask_logits: torch.Tensor, geometry: Ge
         int64 (H, W).
     """
     class_probabilities = _probabilities(class_logits, mask_logits)[:, :-1]
-    mask_probabilities = torch.cat([_crop(chunk, geometry).sigmoid() for chunk in mask_logits.split(CHUNK)])
+    at_once = geometry.masks_at_once
+    mask_probabilities = torch.cat([_crop(chunk, geometry).sigmoid() for chunk in mask_logits.split(at_once)])
     best = torch.full(geometry.target_size, -1.0, device=mask_logits.device)
     winner = torch.zeros(geometry.target_size, dtype=torch.long, device=mask_logits.device)
     # Resizing is linear and done class by class, so that not all classes have to be in memory at once.
-    for start in range(0, class_probabilities.shape[1], CHUNK):
-        chunk = torch.einsum("qk,qhw->khw", class_probabilities[:, start : start + CHUNK], mask_probabilities)
+    for start in range(0, class_probabilities.shape[1], at_once):
+        chunk = torch.einsum("qk,qhw->khw", class_probabilities[:, start : start + at_once], mask_probabilities)
         chunk = interpolate(chunk[:, None], size=geometry.target_size, mode="bilinear", align_corners=False)[:, 0]
         values, classes = chunk.max(0)
         better = values > best
@@ -387,7 +394,7 @@ def _resized(
     mask_logits: torch.Tensor, queries: torch.Tensor, geometry: Geometry
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Chosen queries and their logits (H, W), resized a few at a time."""
-    for chunk in queries.split(CHUNK):
+    for chunk in queries.split(geometry.masks_at_once):
         if len(chunk):
             yield from zip(chunk.tolist(), resize_to_image(mask_logits[chunk], geometry), strict=True)
 

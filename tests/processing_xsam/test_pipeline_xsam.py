@@ -317,6 +317,10 @@ def test_text_of_a_user_is_text(segment, image, token):
         ({"task": "generic", "labels": ["cup"], "subtask": "outline"}, "unknown subtask 'outline'"),
         ({"task": "referring", "text": ""}, "`text`"),
         ({"task": "generic", "labels": []}, "`labels` is empty"),
+        ({"task": "interactive", "points": []}, "`points`"),
+        ({"task": "interactive", "boxes": [[5, 5, 5, 9]]}, r"`boxes\[0\]`"),
+        ({"task": "visual-grounded", "points": [[1e6, 2]]}, r"`points\[0\]`"),
+        ({"task": "referring", "text": ["cup", " "]}, "`text"),
     ],
 )
 def test_wrong_calls_are_named(segment, image, arguments, message):
