@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# Neither is needed to run a model.
-NOT_EXPORTED = ("__init__.py", "convert_xsam_to_hf.py", "remote_code_xsam.py")
+# None of them is needed to run a model.
+NOT_EXPORTED = ("__init__.py", "convert_xsam_to_hf.py", "published_xsam.py", "remote_code_xsam.py")
 
 MODEL_CLASSES = {
     "AutoConfig": "configuration_xsam.XSAMConfig",

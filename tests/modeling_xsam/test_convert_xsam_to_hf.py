@@ -24,6 +24,7 @@ from modeling_xsam.convert_xsam_to_hf import (
     plan_conversion,
     read_checkpoint,
 )
+from original_names import original_names
 from tiny_models import SEG, VOCAB_SIZE, tiny_config, tiny_qwen_config
 
 # Entry of the manifest, and the variant, stage and branch that wrote it.
@@ -38,40 +39,13 @@ RELEASED = [
 UNUSED_BUFFER = "segmentor.shared_image_embedding.positional_embedding"
 TIED_HEAD = "llm.lm_head.weight"
 
-# Our names -> the archive branch's, written down the other way round than in the converter.
-ORIGINAL_PREFIXES = {
-    "vision_tower.": "visual_encoder.vision_model.",
-    "high_res_vision_tower.vision_encoder.": "segmentor.encoder.",
-    "mask_decoder.pixel_decoder.": "segmentor.pixel_decoder.",
-    "mask_decoder.query_decoder.": "segmentor.decoder.",
-    "phrase_classifier.": "segmentor.",
-    "class_predictor.": "segmentor.class_predictor.",
-    "language_model.": "llm.model.",
-    "lm_head.": "llm.lm_head.",
-    "background_embedding.": "bg_embeds.",
-}
-PROJECTORS = {
-    "multi_modal_projector": "visual_projector",
-    "high_res_projector": "seg_projector",
-    "mask_projector": "llm_projector",
-}
-for ours, theirs in PROJECTORS.items():
-    ORIGINAL_PREFIXES |= {f"{ours}.linear_1.": f"{theirs}.model.0.", f"{ours}.linear_2.": f"{theirs}.model.2."}
-for branch in range(3):
-    for index, layer in enumerate(("conv1", "norm1", "conv2", "norm2", "conv3", "norm3")):
-        ORIGINAL_PREFIXES[f"connector.branches.{branch}.{layer}."] = f"seg_connector.model.{branch}.model.{index}."
-
 
 def original_weights(config=None, stage=3):
     """Random weights of a tiny model under the archive branch's names, with all that only the original has."""
     torch.manual_seed(0)
     model_class = XSAMForUniversalSegmentation if stage == 1 else XSAMForSegmentation
-    weights = {UNUSED_BUFFER: torch.randn(2, 4)}
-    for name, tensor in model_class(config or tiny_config()).state_dict().items():
-        prefix = next(prefix for prefix in ORIGINAL_PREFIXES if name.startswith(prefix))
-        rows = VOCAB_SIZE - 2 if name in ("language_model.embed_tokens.weight", "lm_head.weight") else None
-        weights[ORIGINAL_PREFIXES[prefix] + name.removeprefix(prefix)] = tensor[:rows].clone()
-    return weights
+    weights = original_names(model_class(config or tiny_config()).state_dict())
+    return {UNUSED_BUFFER: torch.randn(2, 4), **weights}
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from modeling_xsam import XSAMForSegmentation
 from modeling_xsam.convert_xsam_to_hf import plan_conversion
+from original_names import original_names
 from processing_xsam import XSAMProcessor
 from random_checkpoint import byte_tokenizer, save_random_checkpoint
 from tiny_models import tiny_config
@@ -111,32 +112,3 @@ def test_convert_names_what_is_wrong(tmp_path):
     result = run("convert", "--checkpoint", str(tmp_path / "none.bin"), "--output", str(tmp_path / "xsam"))
     assert result.exit_code == 2
     assert "is not a file" in " ".join(result.output.replace("│", " ").split())
-
-
-def original_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    prefixes = {
-        "vision_tower.": "visual_encoder.vision_model.",
-        "high_res_vision_tower.vision_encoder.": "segmentor.encoder.",
-        "mask_decoder.pixel_decoder.": "segmentor.pixel_decoder.",
-        "mask_decoder.query_decoder.": "segmentor.decoder.",
-        "phrase_classifier.": "segmentor.",
-        "multi_modal_projector.linear_1.": "visual_projector.model.0.",
-        "multi_modal_projector.linear_2.": "visual_projector.model.2.",
-        "high_res_projector.linear_1.": "seg_projector.model.0.",
-        "high_res_projector.linear_2.": "seg_projector.model.2.",
-        "mask_projector.linear_1.": "llm_projector.model.0.",
-        "mask_projector.linear_2.": "llm_projector.model.2.",
-        "language_model.": "llm.model.",
-        "lm_head.": "llm.lm_head.",
-        "background_embedding.": "bg_embeds.",
-    }
-    for branch in range(3):
-        for index, layer in enumerate(("conv1", "norm1", "conv2", "norm2", "conv3", "norm3")):
-            prefixes[f"connector.branches.{branch}.{layer}."] = f"seg_connector.model.{branch}.model.{index}."
-    renamed = {}
-    for name, tensor in weights.items():
-        prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
-        rows = len(tensor) - 2 if prefix in ("language_model.", "lm_head.") and len(tensor.shape) == 2 else None
-        keeps_rows = rows is None or not name.endswith(("embed_tokens.weight", "lm_head.weight"))
-        renamed[prefixes[prefix] + name.removeprefix(prefix)] = (tensor if keeps_rows else tensor[:rows]).clone()
-    return renamed
