@@ -238,6 +238,15 @@ class TestMergeTwoTiles:
         assert torch.equal(merged.mask, rectangle(self.size, 8, 0, 16, 10))
         assert merged.score == 0.5
 
+    def test_of_two_equal_fragments_one_is_left(self):
+        left, right = segment(self.crop, (8, 0, 10, 5), score=0.8), segment(self.crop, (0, 0, 2, 5), score=0.9)
+        (merged,) = self.merge([left], [right], agreement_threshold=1.0)
+        assert merged.score == 0.9
+
+    def test_segments_of_one_crop_are_never_united(self):
+        pair = [segment(self.crop, (0, 0, 6, 10)), segment(self.crop, (4, 0, 10, 10))]
+        assert len(self.merge(pair, [], agreement_threshold=0.1)) == 2
+
     def test_duplicates_within_a_crop_are_dropped_before_they_can_spread(self):
         left = segment(self.crop, (5, 2, 10, 4), score=0.9)
         blob = segment(self.crop, (4, 1, 10, 4), score=0.6)  # IoU 10 / 18
@@ -333,6 +342,32 @@ class TestMergeTwoTiles:
             merge_tiles([[], []], self.boxes, (10, 0))
 
 
+class TestFragments:
+    """Two crops of 10 x 10 with an overlap of 2, side by side or one below the other."""
+
+    @pytest.mark.parametrize("turns", range(4))
+    def test_cut_at_any_side(self, turns):
+        boxes, size = self.crops(turns)
+        whole = torch.rot90(rectangle((10, 10), 0, 0, 8, 10), -turns)
+        sliver = torch.rot90(rectangle((10, 10), 9, 0, 10, 3), -turns)
+        (merged,) = merge_tiles([[Segment(0, 0.9, sliver)], [Segment(0, 0.5, whole)]], boxes, size)
+        assert merged.score == 0.5 and merged.mask.sum() == 80
+
+    @pytest.mark.parametrize("turns", range(4))
+    @pytest.mark.parametrize("y0", [0, 7])
+    def test_a_border_of_the_image_does_not_cut(self, turns, y0):
+        boxes, size = self.crops(turns)
+        large = torch.rot90(rectangle((10, 10), 0, 0, 8, 10), -turns)
+        small = torch.rot90(rectangle((10, 10), 8, y0, 9, y0 + 3), -turns)
+        (merged,) = merge_tiles([[Segment(0, 0.9, small)], [Segment(0, 0.5, large)]], boxes, size)
+        assert merged.score == 0.9 and merged.mask.sum() == 3
+
+    def crops(self, turns):
+        """The second crop is on the right, below, on the left or above."""
+        low, high = (0, 0, 10, 10), [(8, 0, 18, 10), (0, 8, 10, 18)][turns % 2]
+        return [low, high] if turns < 2 else [high, low], [(10, 18), (18, 10)][turns % 2]
+
+
 class TestMergeManyTiles:
     size = (300, 400)
 
@@ -347,6 +382,12 @@ class TestMergeManyTiles:
     def test_object_over_all_tiles(self):
         boxes = tile_boxes(self.size, (3, 4))
         truth = [segment(self.size, (0, 0, 400, 300)), segment(self.size, (5, 5, 390, 20), label=1)]
+        assert_found(merge_tiles(see(truth, boxes), boxes, self.size), truth)
+
+    def test_arms_that_only_meet_in_other_crops(self):
+        boxes = tile_boxes(self.size, (2, 2))
+        horseshoe = rectangle(self.size, 50, 20, 350, 280) & ~rectangle(self.size, 80, 0, 320, 250)
+        truth = [Segment(0, 0.9, horseshoe)]
         assert_found(merge_tiles(see(truth, boxes), boxes, self.size), truth)
 
     def test_object_in_several_pieces_within_a_crop(self):
