@@ -94,11 +94,11 @@ class XSAMPhraseClassifier(nn.Module):
             class_mask: bool (N, K), False for padding.
 
         Returns:
-            (N, Q, K) logits.
+            (N, Q, K) logits, float32 whatever the weights are: the clamp does not fit float16.
         """
-        queries = nn.functional.normalize(queries, dim=-1)
-        classes = nn.functional.normalize(classes, dim=-1)
-        logits = self.logit_scale.exp() * queries @ classes.transpose(1, 2)
+        queries = nn.functional.normalize(queries.float(), dim=-1)
+        classes = nn.functional.normalize(classes.float(), dim=-1)
+        logits = self.logit_scale.float().exp() * queries @ classes.transpose(1, 2)
         logits = logits.clamp(-self.logit_clamp, self.logit_clamp)
         return logits.masked_fill(~class_mask[:, None], INVALID_CLASS_LOGIT)
 

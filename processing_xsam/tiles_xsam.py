@@ -130,31 +130,23 @@ def merge_tiles(
         ValueError: a number of crops that differs from that of boxes, a box outside the image, a mask of another size
             than its crop, or a threshold outside of 0 to 1.
     """
-    height, width = _check_pair("image_size", image_size, "(height, width)")
-    _check_thresholds(
-        agreement_threshold=agreement_threshold,
-        iou_threshold=iou_threshold,
-        containment_threshold=containment_threshold,
-    )
-    _check_crops(found, boxes, (height, width))
-    stuff: dict[int, list[_Patch]] = {}
+    size = _check_pair("image_size", image_size, "(height, width)")
+    _check_thresholds(agreement_threshold=agreement_threshold)
+    _check_thresholds(iou_threshold=iou_threshold, containment_threshold=containment_threshold)
+    _check_crops(found, boxes, size)
     pieces: list[_Patch] = []
+    stuff: list[_Patch] = []
     for crop, segments in enumerate(found):
-        countable = []
-        for patch in _to_patches(segments, crop, boxes[crop], (height, width)):
-            if patch.score is None or patch.label_id in stuff_ids:
-                stuff.setdefault(patch.label_id, []).append(patch)
-            else:
-                countable.append(patch)
-        pieces += _without_duplicates(countable, iou_threshold, containment_threshold)
+        things, regions = _split_stuff(_to_patches(segments, crop, boxes[crop], size), stuff_ids)
+        pieces += _without_duplicates(things, iou_threshold, containment_threshold)
+        stuff += regions
     objects = [_unite(group) for group in _same_objects(pieces, boxes, agreement_threshold)]
     objects = _without_fragments(objects, containment_threshold)
     objects = _without_duplicates(objects, iou_threshold, containment_threshold)
-    regions = [replace(_unite(group), was_fused=len(group) > 1 or group[0].was_fused) for group in stuff.values()]
-    merged = [*objects, *regions]
+    merged = [*objects, *_fuse(stuff)]
     if exclusive:
-        merged = _without_overlap(merged, boxes, (height, width))
-    return [_to_segment(patch, (height, width)) for patch in sorted(merged, key=_rank)]
+        merged = _without_overlap(merged, boxes, size)
+    return [_to_segment(patch, size) for patch in sorted(merged, key=_rank)]
 
 
 def mask_nms(
@@ -326,6 +318,22 @@ def _unite(parts: Sequence[_Patch]) -> _Patch:
     score = max((part.score for part in parts if part.score is not None), default=None)
     was_fused = any(part.was_fused for part in parts)
     return _Patch(parts[0].label_id, score, was_fused, (x0, y0, x1, y1), mask, parts=tuple(parts))
+
+
+def _split_stuff(patches: Sequence[_Patch], stuff_ids: Collection[int]) -> tuple[list[_Patch], list[_Patch]]:
+    """Things, and what is one segment per label."""
+    things, stuff = [], []
+    for patch in patches:
+        (stuff if patch.score is None or patch.label_id in stuff_ids else things).append(patch)
+    return things, stuff
+
+
+def _fuse(patches: Sequence[_Patch]) -> list[_Patch]:
+    """One patch per label."""
+    groups: dict[int, list[_Patch]] = {}
+    for patch in patches:
+        groups.setdefault(patch.label_id, []).append(patch)
+    return [replace(_unite(group), was_fused=len(group) > 1 or group[0].was_fused) for group in groups.values()]
 
 
 def _without_overlap(patches: Sequence[_Patch], boxes: Sequence[Box], image_size: tuple[int, int]) -> list[_Patch]:

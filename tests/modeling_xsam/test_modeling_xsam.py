@@ -165,6 +165,12 @@ class TestSegment:
         outputs = model.segment(**batch(row), **tiny_images(1), region_masks=regions())
         assert outputs.phrase_spans[0].tolist() == [[9, 15]]
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_a_model_that_was_cast_as_a_whole_still_works(self, dtype):
+        outputs = tiny_model().to(dtype).segment(**batch(ONE_REGION), **tiny_images(1), region_masks=regions())
+        assert outputs.class_queries_logits.dtype == torch.float32
+        assert torch.isfinite(outputs.masks_queries_logits).all()
+
     def test_half_precision_keeps_the_decoder_in_float32(self):
         half = tiny_model().to(torch.bfloat16)
         for name in ("connector", "mask_projector", "mask_decoder", "phrase_classifier", "background_embedding"):
