@@ -19,6 +19,7 @@ PROMPT_INPUTS = ("image_features", "image_index", "region_masks", "region_batch_
 class XSAMGenerationMixin(GenerationMixin):
     """Plain transformers generation for a model with images and regions in its prompt."""
 
+    @torch.no_grad()
     def generate(
         self,
         inputs: torch.Tensor | None = None,
@@ -34,8 +35,18 @@ class XSAMGenerationMixin(GenerationMixin):
             kwargs["image_features"] = self.get_image_features(pixel_values, high_res_pixel_values)
         return super().generate(inputs, **kwargs)
 
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> dict:
-        model_inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        *args: Any,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict:
+        # `inputs_embeds` is named because transformers looks for it here to learn whether it is supported.
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
         if not is_first_iteration and model_inputs.get("use_cache", True):
             for name in PROMPT_INPUTS:
                 model_inputs.pop(name, None)
@@ -89,7 +100,9 @@ class XSAMGenerationMixin(GenerationMixin):
             [torch.ones_like(prompt) for prompt in prompts], batch_first=True, padding_side="left"
         )
         sequences = self.generate(input_ids, attention_mask=attention_mask, **kwargs)
-        return [self._until_end(answer) for answer in sequences[:, input_ids.shape[1] :]]
+        generation_config = kwargs.get("generation_config") or self.generation_config
+        eos_token_id = kwargs.get("eos_token_id", generation_config.eos_token_id)
+        return [_until_end(answer, eos_token_id) for answer in sequences[:, input_ids.shape[1] :]]
 
     def _wants_answer(self, prompt: torch.Tensor, generate_answer: bool | None) -> bool:
         if generate_answer is not None:
@@ -153,12 +166,13 @@ class XSAMGenerationMixin(GenerationMixin):
         pad_token_id = self.generation_config.pad_token_id
         return 0 if pad_token_id is None else pad_token_id
 
-    def _until_end(self, answer: torch.Tensor) -> torch.Tensor:
-        eos_token_id = self.generation_config.eos_token_id
-        if eos_token_id is None:
-            return answer
-        ends = torch.isin(answer, torch.as_tensor(eos_token_id, device=answer.device)).nonzero()
-        return answer[: ends[0, 0] + 1] if len(ends) else answer
+
+def _until_end(answer: torch.Tensor, eos_token_id: int | list[int] | None) -> torch.Tensor:
+    """An answer up to and with its end token; what follows is padding."""
+    if eos_token_id is None:
+        return answer
+    ends = torch.isin(answer, torch.as_tensor(eos_token_id, device=answer.device)).nonzero()
+    return answer[: ends[0, 0] + 1] if len(ends) else answer
 
 
 __all__ = ["XSAMGenerationMixin"]

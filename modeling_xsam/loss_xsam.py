@@ -18,6 +18,7 @@ from transformers.models.mask2former.modeling_mask2former import (
     sample_point,
     sigmoid_cross_entropy_loss,
 )
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_xsam import XSAMMaskDecoderConfig
 
@@ -65,7 +66,7 @@ class XSAMMatcher(Mask2FormerHungarianMatcher):
             queries, targets = self._mask_values(masks[:, None], labels.to(masks)[:, None])
             cost = (
                 self.cost_mask * pair_wise_sigmoid_cross_entropy_loss(queries, targets)
-                - self.cost_class * classes.softmax(-1)[:, label_classes]
+                - self.cost_class * classes.softmax(-1)[:, label_classes.long()]
                 + self.cost_dice * pair_wise_dice_loss(queries, targets)
             )
             cost = torch.nan_to_num(cost.clamp(-MAX_COST, MAX_COST), nan=0.0)
@@ -119,19 +120,22 @@ class XSAMLoss(Mask2FormerLoss):
             `loss_mask`, `loss_dice` and `loss_cls` of the final prediction, and the same with `_i` appended for
             auxiliary prediction i. The weights are included: the loss is their sum.
         """
+        _check_labels(mask_labels, class_labels, len(masks_queries_logits), class_queries_logits.shape[-1] - 1)
         num_masks = self.get_num_masks(class_labels, device=masks_queries_logits.device)
-        losses = self._prediction_losses(
-            masks_queries_logits, class_queries_logits, mask_labels, class_labels, num_masks
-        )
-        for index, prediction in enumerate(auxiliary_predictions or []):
-            terms = self._prediction_losses(
-                prediction["masks_queries_logits"],
-                prediction["class_queries_logits"],
-                mask_labels,
-                class_labels,
-                num_masks,
+        # Products of masks lose the differences that decide the matching in half precision.
+        with maybe_autocast(device_type=masks_queries_logits.device.type, enabled=False):
+            losses = self._prediction_losses(
+                masks_queries_logits, class_queries_logits, mask_labels, class_labels, num_masks
             )
-            losses.update({f"{name}_{index}": value for name, value in terms.items()})
+            for index, prediction in enumerate(auxiliary_predictions or []):
+                terms = self._prediction_losses(
+                    prediction["masks_queries_logits"],
+                    prediction["class_queries_logits"],
+                    mask_labels,
+                    class_labels,
+                    num_masks,
+                )
+                losses.update({f"{name}_{index}": value for name, value in terms.items()})
         return losses
 
     def _prediction_losses(
@@ -160,7 +164,7 @@ class XSAMLoss(Mask2FormerLoss):
         num_classes = class_queries_logits.shape[-1]
         targets = torch.full(class_queries_logits.shape[:2], num_classes - 1, device=class_queries_logits.device)
         for item, (queries, labels) in enumerate(matches):
-            targets[item, queries] = class_labels[item].to(targets.device)[labels]
+            targets[item, queries] = class_labels[item].to(targets.device, torch.long)[labels]
         weights = class_queries_logits.new_ones(num_classes)
         weights[-1] = self.no_object_weight
         return nn.functional.cross_entropy(class_queries_logits.transpose(1, 2), targets, weight=weights)
@@ -195,6 +199,31 @@ class XSAMLoss(Mask2FormerLoss):
                 self.importance_sample_ratio,
             )
         return _at_points(logits, points), _at_points(labels, points)
+
+
+def _check_labels(
+    mask_labels: list[torch.Tensor], class_labels: list[torch.Tensor] | None, num_items: int, num_classes: int
+) -> None:
+    counts = [0 if labels is None else len(labels) for labels in (mask_labels, class_labels)]
+    if counts != [num_items, num_items]:
+        raise ValueError(
+            f"mask_labels has {counts[0]} entries and class_labels {counts[1]} for {num_items} items: give one entry per "
+            "<SEG> (in stage 1, per image)."
+        )
+    size = mask_labels[0].shape[-2:]
+    for index, (masks, classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
+        if masks.ndim != 3 or len(masks) != len(classes):
+            raise ValueError(
+                f"mask_labels[{index}] is {tuple(masks.shape)} for {len(classes)} class_labels: expected (n, height, width) "
+                "with one mask per class label."
+            )
+        if masks.shape[-2:] != size:
+            raise ValueError(
+                f"mask_labels[{index}] is {tuple(masks.shape)}, mask_labels[0] {tuple(mask_labels[0].shape)}: all masks "
+                "have the size of the high-resolution input."
+            )
+        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+            raise ValueError(f"class_labels[{index}] is {classes.tolist()}, but there are {num_classes} classes.")
 
 
 def _at_points(masks: torch.Tensor, points: torch.Tensor) -> torch.Tensor:

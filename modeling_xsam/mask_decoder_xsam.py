@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,9 @@ from .configuration_xsam import XSAMMaskDecoderConfig
 
 # Fill of class logits that belong to padding. Far below any clamped logit, so its probability is exactly 0.
 INVALID_CLASS_LOGIT = -1e9
+
+# `<SEG>`s that are decoded at a time where no gradient is needed.
+ITEMS_AT_ONCE = 4
 
 
 @dataclass
@@ -103,8 +107,20 @@ class XSAMPhraseClassifier(nn.Module):
         return logits.masked_fill(~class_mask[:, None], INVALID_CLASS_LOGIT)
 
 
+class XSAMCrossAttention(nn.MultiheadAttention):
+    """The decoder's cross-attention without its weights, which nobody reads and which are the most of its memory."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        return super().forward(*args, **kwargs, need_weights=False)
+
+
 class XSAMQueryDecoder(Mask2FormerTransformerModule):
     """Mask2Former's transformer module whose learned query contents are shifted by one embedding per item."""
+
+    def __init__(self, in_features: int, config: XSAMMaskDecoderConfig) -> None:
+        super().__init__(in_features=in_features, config=config)
+        for layer in self.decoder.layers:
+            layer.cross_attn = XSAMCrossAttention(config.hidden_dim, config.num_attention_heads, config.dropout)
 
     def forward(
         self, pixel_features: XSAMPixelFeatures, seg_embeds: torch.Tensor | None, output_auxiliary: bool
@@ -190,11 +206,24 @@ class XSAMMaskDecoder(Mask2FormerPreTrainedModel):
         """
         images, item_image = image_index.unique(return_inverse=True)
         features = self.get_pixel_features(tuple(maps[images] for maps in connector_maps))
-        item_features = XSAMPixelFeatures(
-            mask_features=features.mask_features[item_image],
-            multi_scale_features=tuple(maps[item_image] for maps in features.multi_scale_features),
+        # Items are independent. Memory grows with those that are decoded at a time, so without gradients they are few.
+        at_once = len(item_image) if torch.is_grad_enabled() else ITEMS_AT_ONCE
+        parts = []
+        for items in torch.arange(len(item_image), device=item_image.device).split(at_once):
+            item_features = XSAMPixelFeatures(
+                mask_features=features.mask_features[item_image[items]],
+                multi_scale_features=tuple(maps[item_image[items]] for maps in features.multi_scale_features),
+            )
+            embeds = None if seg_embeds is None else seg_embeds[items]
+            parts.append(self.query_decoder(item_features, embeds, output_auxiliary))
+        if len(parts) == 1:
+            return parts[0]
+        return XSAMMaskDecoderOutput(
+            queries=tuple(torch.cat(layer) for layer in zip(*(part.queries for part in parts), strict=True)),
+            masks_queries_logits=tuple(
+                torch.cat(layer) for layer in zip(*(part.masks_queries_logits for part in parts), strict=True)
+            ),
         )
-        return self.query_decoder(item_features, seg_embeds, output_auxiliary)
 
     def get_pixel_features(self, connector_maps: tuple[torch.Tensor, ...]) -> XSAMPixelFeatures:
         """Three maps (B, C, h, w), finest first, through the pixel decoder."""

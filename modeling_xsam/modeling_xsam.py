@@ -49,6 +49,11 @@ class XSAMPreTrainedModel(PreTrainedModel):
         "phrase_classifier",
     }
 
+    # Quantisation spares the modules of this list.
+    _keep_in_fp32_modules = _keep_in_fp32_modules_strict
+    # The mask losses are normalised by their masks, so that the Trainer has to divide by its accumulation steps.
+    accepts_loss_kwargs = False
+
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any):
         """
@@ -166,8 +171,6 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
     transformers generation; `segment` gives masks for the `<SEG>` tokens of prompts and answers.
     """
 
-    _tied_weights_keys = {"lm_head.weight": "language_model.embed_tokens.weight"}
-
     def __init__(self, config: XSAMConfig) -> None:
         super().__init__(config)
         # transformers derives the kind of loss from the class name, which here names the other task.
@@ -181,15 +184,22 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         self.region_sampler = XSAMRegionSampler(
             config.num_region_points, config.num_region_tokens, config.region_pooling
         )
-        self.language_model = AutoModel.from_config(config.text_config)
-        self.lm_head = nn.Linear(text_size, config.text_config.vocab_size, bias=False)
         self.mask_projector = XSAMProjector(text_size, decoder_config.hidden_dim)
         self.background_embedding = nn.Embedding(1, decoder_config.hidden_dim)
         self.connector = XSAMConnector(high_res_size, config.connector_hidden_size, config.connector_scale_factors)
         self.mask_decoder = XSAMMaskDecoder(decoder_config, config.connector_out_channels)
         self.phrase_classifier = XSAMPhraseClassifier(decoder_config.class_logit_clamp)
         self.loss = XSAMLoss(decoder_config)
+        # Last, so that it is what `device_map="auto"` offloads first: its layers are built for that.
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.lm_head = nn.Linear(text_size, config.text_config.vocab_size, bias=False)
+        self._tied_weights_keys = {"lm_head.weight": f"language_model.{self._embedding_name()}"}
         self.post_init()
+
+    def _embedding_name(self) -> str:
+        """Name of the language model's input embeddings; they have another in every family of models."""
+        weight = self.get_input_embeddings().weight
+        return next(name for name, parameter in self.language_model.named_parameters() if parameter is weight)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -279,8 +289,9 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
             image_features = self.get_image_features(pixel_values, high_res_pixel_values)
         if mask_labels is not None and input_ids is None:
             raise ValueError("mask_labels were given without input_ids, which say where <SEG> and phrases stand.")
-        if inputs_embeds is None:
+        if input_ids is not None:
             image_index = self._image_index(input_ids, image_features, image_index)
+        if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids, image_features, image_index, region_masks, region_batch_index)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -352,8 +363,7 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         region_batch_index = resolve_region_batch_index(
             input_ids, image_index, _num_images(image_features), region_masks, region_batch_index, self.config
         )
-        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        prompts = [row[mask.bool()] for row, mask in zip(input_ids, attended, strict=True)]
+        prompts = self._prompts(input_ids, attention_mask)
         answered = [self._wants_answer(prompt, generate_answer) for prompt in prompts]
         sequences = self._with_answers(
             prompts, answered, image_features, image_index, region_masks, region_batch_index, generate_kwargs
@@ -402,9 +412,10 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         embeds = self.get_input_embeddings()(input_ids)
         shown = image_index[image_index >= 0]
         if len(shown):
-            tokens = torch.cat([image_features.vision_tokens, image_features.high_res_tokens], dim=1)
+            towers = (image_features.vision_tokens, image_features.high_res_tokens)
+            tokens = torch.cat([tokens[shown.to(tokens.device)].to(embeds) for tokens in towers], dim=1)
             is_image = (input_ids == self.config.image_token_id)[..., None].to(embeds.device)
-            embeds = embeds.masked_scatter(is_image, tokens[shown.to(tokens.device)].to(embeds))
+            embeds = embeds.masked_scatter(is_image, tokens)
         if region_batch_index is not None:
             regions = self.region_sampler(image_features.region_map, region_masks, region_batch_index)
             is_region = (input_ids == self.config.region_token_id)[..., None].to(embeds.device)
@@ -418,6 +429,22 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
 
     def _placeholder_ids(self, device: torch.device) -> torch.Tensor:
         return torch.tensor([self.config.image_token_id, self.config.region_token_id], device=device)
+
+    def _prompts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[torch.Tensor]:
+        """
+        Prompts without padding, int64 (length,).
+
+        Raises:
+            ValueError: if a prompt is malformed (said before anything is generated), or an image is partly padding.
+        """
+        attended = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        placeholders = torch.isin(input_ids, self._placeholder_ids(input_ids.device))
+        if (placeholders & ~attended.bool()).any():
+            raise ValueError("attention_mask is 0 at image or region tokens: mask padding only.")
+        prompts = [row[mask.bool()] for row, mask in zip(input_ids, attended, strict=True)]
+        for prompt in prompts:
+            parse_prompt(prompt.tolist(), self.config)
+        return prompts
 
     # Masks
 

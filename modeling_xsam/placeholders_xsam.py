@@ -42,6 +42,10 @@ def resolve_image_index(
                 "sample with image tokens, or say in image_index which image each sample looks at."
             )
         image_index = has_image.cumsum(0) - 1
+    if len(image_index) != len(input_ids):
+        raise ValueError(
+            f"image_index has {len(image_index)} entries for {len(input_ids)} samples; give one for each."
+        )
     image_index = torch.where(has_image, image_index.to(input_ids.device), -1)
     wrong = (has_image & (num_tokens != config.num_image_tokens)).nonzero()
     if len(wrong):
@@ -86,6 +90,12 @@ def resolve_region_batch_index(
         )
     if num_masks == 0:
         return None
+    side = config.high_res_vision_config.image_size
+    if tuple(region_masks.shape[1:]) != (side, side):
+        raise ValueError(
+            f"region_masks are {tuple(region_masks.shape[1:])}, but the high-resolution input is {(side, side)}: scale and "
+            "pad them like the image."
+        )
     if region_batch_index is None:
         region_batch_index = image_index.repeat_interleave(regions_per_sample(input_ids, config))
     if len(region_batch_index) != num_masks:

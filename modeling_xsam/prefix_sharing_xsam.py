@@ -35,7 +35,8 @@ def read_sequences(
         (B, T, hidden), last hidden states. Those of padding have no meaning.
     """
     shared = shared_prefix(sequences, image_index, region_token_id)
-    if shared == 0 or language_model._is_stateful:
+    # A cache can be cut back neither in stateful models nor, with gradient checkpointing, in training mode.
+    if shared == 0 or language_model._is_stateful or language_model.training:
         lengths = torch.tensor([len(sequence) for sequence in sequences], device=embeds.device)
         mask = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
         return language_model(

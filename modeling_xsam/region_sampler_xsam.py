@@ -41,7 +41,7 @@ class XSAMRegionSampler(nn.Module):
             ValueError: if a region mask has no pixel.
         """
         regions = [
-            self._pool(region_map[image], self._points(index, mask))
+            self._pool(region_map[image], self._points(index, mask.to(region_map.device)))
             for index, (mask, image) in enumerate(zip(region_masks, region_batch_index, strict=True))
         ]
         return torch.stack(regions)

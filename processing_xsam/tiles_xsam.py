@@ -98,10 +98,7 @@ def merge_tiles(
     exclusive: bool = False,
 ) -> list[Segment]:
     """
-    The segments of crops -> those of the image. Segments of different labels never influence each other, except by
-    `exclusive`.
-
-    Things, in this order:
+    The segments of crops -> those of the image. Labels are independent, except with `exclusive`. Things, in this order:
 
     1. Duplicates within a crop are dropped, see `mask_nms`.
     2. Two segments of overlapping crops are the same object if their masks agree where the crops overlap. This is
@@ -123,8 +120,7 @@ def merge_tiles(
             with the nearest centre decides, of those that have a segment there.
 
     Returns:
-        Segments by falling score, masks bool (H, W) on the CPU; equal scores by label and place. Segments without a pixel
-        are left out.
+        Segments by falling score, equal scores by label and place; masks bool (H, W) on the CPU, none of them empty.
 
     Raises:
         ValueError: a number of crops that differs from that of boxes, a box outside the image, a mask of another size
@@ -200,12 +196,15 @@ def _to_patches(segments: Iterable[Segment], crop: int, crop_box: Box, image_siz
     height, width = image_size
     patches = []
     for segment in segments:
-        x0, y0, x1, y1 = segment.box
-        if x0 == x1:
+        pixels = segment.mask.cpu().numpy()
+        # Not `segment.box`: on masks as small as these, torch spends most of the time on its threads.
+        rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+        if not len(rows):
             continue
+        y0, y1, x0, x1 = (int(edge) for edge in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1))
         box = (x0 + left, y0 + top, x1 + left, y1 + top)
         is_cut = box[0] == left > 0 or box[1] == top > 0 or box[2] == right < width or box[3] == bottom < height
-        mask = segment.mask[y0:y1, x0:x1].cpu().numpy().astype(bool)
+        mask = pixels[y0:y1, x0:x1].astype(bool)
         patches.append(_Patch(segment.label_id, segment.score, segment.was_fused, box, mask, crop, is_cut))
     return patches
 

@@ -48,7 +48,7 @@ def test_image_index_out_of_range(config):
 def resolve_regions(config, rows, num_masks, region_batch_index=None):
     input_ids = batch(*rows)["input_ids"]
     image_index = resolve_image_index(input_ids, len(rows), None, config)
-    masks = None if num_masks == 0 else torch.ones(num_masks, 4, 4, dtype=torch.bool)
+    masks = None if num_masks == 0 else torch.ones(num_masks, 64, 64, dtype=torch.bool)
     return resolve_region_batch_index(input_ids, image_index, len(rows), masks, region_batch_index, config)
 
 

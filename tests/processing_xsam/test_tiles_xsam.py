@@ -11,6 +11,15 @@ from processing_xsam.tiles_xsam import mask_nms, merge_tiles, tile_boxes
 QUERIES = 50
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Thousands of small operations: on a busy machine, threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def rectangle(size, x0, y0, x1, y1):
     mask = torch.zeros(size, dtype=torch.bool)
     mask[y0:y1, x0:x1] = True
