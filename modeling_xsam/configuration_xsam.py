@@ -159,6 +159,7 @@ class XSAMConfig(PreTrainedConfig):
         self._check_connector()
         self._check_regions()
         self._check_token_ids()
+        self._check_language_model()
 
     @property
     def num_image_tokens(self) -> int:
@@ -207,6 +208,15 @@ class XSAMConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name} is {token_id}, outside the vocabulary of text_config (vocab_size "
                     f"{self.text_config.vocab_size}). Set it to the tokenizer's id of that token."
+                )
+
+    def _check_language_model(self) -> None:
+        """Some models change their logits after the head, which this package has no part for."""
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+            if getattr(self.text_config, name, None) not in (None, 1):
+                raise ValueError(
+                    f"text_config.{name} is {getattr(self.text_config, name)}: language models that rescale their logits "
+                    "are not supported. Choose another one."
                 )
 
 

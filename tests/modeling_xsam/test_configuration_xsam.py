@@ -1,5 +1,5 @@
 import pytest
-from transformers import AutoConfig, Qwen3Config
+from transformers import AutoConfig, GraniteConfig, Qwen3Config
 
 from modeling_xsam import XSAMConfig, XSAMMaskDecoderConfig
 from tiny_models import tiny_config, tiny_mask_decoder_config, tiny_qwen_config
@@ -60,6 +60,14 @@ def test_any_language_model_goes_in_and_decides_about_tied_embeddings():
 def test_impossible_values_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**overrides)
+
+
+def test_language_models_that_rescale_logits_are_refused():
+    granite = GraniteConfig(
+        vocab_size=128, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, logits_scaling=8
+    )
+    with pytest.raises(ValueError, match=r"text_config\.logits_scaling is 8"):
+        tiny_config(text_config=granite)
 
 
 @pytest.mark.parametrize(

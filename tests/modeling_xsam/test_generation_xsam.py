@@ -157,8 +157,47 @@ class TestGenerate:
         alone = model.generate(**batch(TEXT_ONLY), max_new_tokens=4, do_sample=False)
         assert mixed[0, -4:].tolist() == alone[0, -4:].tolist()
 
+    def test_no_graph_is_kept(self, model, monkeypatch):
+        needs = []
+        original = model.get_image_features
+
+        def recording(*args):
+            features = original(*args)
+            needs.append(features.vision_tokens.requires_grad)
+            return features
+
+        monkeypatch.setattr(model, "get_image_features", recording)
+        model.generate(**batch(CHAT), **tiny_images(1), max_new_tokens=2)
+        assert needs == [False]
+
+    def test_embeddings_instead_of_ids(self, model):
+        embeds = model.get_input_embeddings()(torch.tensor([TEXT_ONLY]))
+        answer = model.generate(inputs_embeds=embeds, max_new_tokens=4, do_sample=False)
+        assert (
+            answer[0].tolist() == model.generate(**batch(TEXT_ONLY), max_new_tokens=4, do_sample=False)[0, 4:].tolist()
+        )
+
+    def test_static_cache(self, model):
+        inputs = {**batch(TWO_REGIONS), **tiny_images(1), "region_masks": regions(2)}
+        plain = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        static = model.generate(
+            **inputs, max_new_tokens=5, do_sample=False, cache_implementation="static", disable_compile=True
+        )
+        assert torch.equal(plain, static)
+
 
 class TestSegmentWithAnswers:
+    def test_an_end_token_of_the_call_ends_answers(self, model):
+        rows = [QUESTION, CHAT]
+        outputs = model.segment(
+            **batch(*rows),
+            **tiny_images(2),
+            logits_processor=forced(rows, [SEG, 50], [31, 32, 33, 34, 50]),
+            max_new_tokens=8,
+            eos_token_id=50,
+        )
+        assert (outputs.sequence_lengths - outputs.prompt_lengths).tolist() == [2, 5]
+
     def test_prompts_that_end_in_seg_are_answered_by_one_forward(self, model, monkeypatch):
         lengths = []
         original = model.language_model.forward

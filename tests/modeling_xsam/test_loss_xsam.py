@@ -102,5 +102,18 @@ def test_point_sampling_estimates_the_same_loss():
     assert sampled["loss_dice"].item() == pytest.approx(dense["loss_dice"].item(), rel=0.03)
 
 
+@pytest.mark.parametrize(
+    ("mask_labels", "class_labels", "message"),
+    [
+        ([LEFT[None]], None, "mask_labels has 1 entries and class_labels 0 for 1 items"),
+        ([torch.stack([LEFT, RIGHT])], [torch.tensor([0])], r"mask_labels\[0\] is \(2, 4, 4\) for 1 class_labels"),
+        ([LEFT[None]], [torch.tensor([1])], r"class_labels\[0\] is \[1\], but there are 1 classes"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(loss, mask_labels, class_labels, message):
+    with pytest.raises(ValueError, match=message):
+        loss(torch.zeros(1, 2, SIZE, SIZE), torch.zeros(1, 2, 2), mask_labels, class_labels)
+
+
 def test_the_loss_has_no_state():
     assert not XSAMLoss(tiny_mask_decoder_config()).state_dict()

@@ -2,7 +2,8 @@ import inspect
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForUniversalSegmentation
+from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForUniversalSegmentation, GPT2Config
+from transformers.models.mask2former.modeling_mask2former import pair_wise_sigmoid_cross_entropy_loss
 
 from modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation
 from tiny_models import (
@@ -181,6 +182,30 @@ class TestSegment:
             outputs = tiny_model().segment(**batch(ONE_REGION), **tiny_images(1), region_masks=regions())
         assert outputs.masks_queries_logits.dtype == outputs.class_queries_logits.dtype == torch.float32
 
+    def test_many_segs_are_decoded_a_few_at_a_time(self, model, monkeypatch):
+        turns = [token for word in range(20, 30) for token in (*phrase(word), SEG)]
+        inputs = {**batch(prompt_ids(1, IMAGE, turns)), **tiny_images(1)}
+        few = model.segment(**inputs, output_auxiliary_logits=True)
+        monkeypatch.setattr("modeling_xsam.mask_decoder_xsam.ITEMS_AT_ONCE", 100)
+        all_at_once = model.segment(**inputs, output_auxiliary_logits=True)
+        torch.testing.assert_close(few.masks_queries_logits, all_at_once.masks_queries_logits)
+        assert len(few.auxiliary_logits) == len(all_at_once.auxiliary_logits)
+
+    def test_training_mode_with_checkpointing_gives_the_same(self):
+        model = tiny_model()
+        rows = [prompt_ids(1, IMAGE, 6, phrase(*words), SEG) for words in ((14, 15), (17,))]
+        inputs = {**batch(*rows), **tiny_images(1), "image_index": torch.tensor([0, 0])}
+        expected = model.segment(**inputs)
+        model.train()
+        model.gradient_checkpointing_enable()
+        torch.testing.assert_close(model.segment(**inputs).class_queries_logits, expected.class_queries_logits)
+
+    def test_a_language_model_with_other_names(self):
+        text_config = GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=4, tie_word_embeddings=True)
+        model = tiny_model(text_config=text_config)
+        assert model.lm_head.weight is model.language_model.wte.weight
+        assert model.segment(**batch(ONE_PHRASE), **tiny_images(1)).masks_queries_logits.shape[0] == 1
+
 
 class TestForward:
     def test_losses_add_up(self, model):
@@ -224,6 +249,21 @@ class TestForward:
         )
         torch.testing.assert_close(outputs.loss, expected)
 
+    def test_matching_is_in_float32_under_autocast(self, model, monkeypatch):
+        dtypes = []
+        original = pair_wise_sigmoid_cross_entropy_loss
+
+        def recording(*args):
+            cost = original(*args)
+            dtypes.append(cost.dtype)
+            return cost
+
+        monkeypatch.setattr("modeling_xsam.loss_xsam.pair_wise_sigmoid_cross_entropy_loss", recording)
+        inputs, labels = training_inputs()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(**inputs, **labels)
+        assert set(dtypes) == {torch.float32}
+
     def test_wrong_labels_are_named(self, model):
         inputs, labels = training_inputs()
         with pytest.raises(ValueError, match="3 <SEG> tokens, but mask_labels has 2 entries"):
@@ -250,6 +290,23 @@ class TestErrors:
     def test_regions_and_masks_disagree(self, model, masks):
         with pytest.raises(ValueError, match=r"1 region tokens .* region_masks has"):
             model.segment(**batch(ONE_REGION), **tiny_images(1), region_masks=masks)
+
+    def test_malformed_prompts_raise_before_anything_is_generated(self, model, monkeypatch):
+        monkeypatch.setattr(model, "generate", lambda *args, **kwargs: pytest.fail("generated"))
+        with pytest.raises(ValueError, match="<p> at position 9 has no </p>"):
+            model.segment(**batch(prompt_ids(1, IMAGE, phrase(5)[:-1])), **tiny_images(1))
+
+    def test_regions_of_another_size(self, model):
+        with pytest.raises(
+            ValueError, match=r"region_masks are \(8, 8\), but the high-resolution input is \(64, 64\)"
+        ):
+            model.segment(**batch(ONE_REGION), **tiny_images(1), region_masks=torch.ones(1, 8, 8, dtype=torch.bool))
+
+    def test_an_attention_mask_over_the_image(self, model):
+        inputs = batch(ONE_PHRASE)
+        inputs["attention_mask"][0, 3] = 0
+        with pytest.raises(ValueError, match="attention_mask is 0 at image or region tokens"):
+            model.segment(**inputs, **tiny_images(1))
 
     def test_malformed_prompts(self, model):
         images = tiny_images(1)
