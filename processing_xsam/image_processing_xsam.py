@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from transformers import SamImageProcessor, SiglipImageProcessor
 
 SQUARE_PADDING_VALUE = 127
+MAX_PATH_LENGTH = 4096
 URL_TIMEOUT_SECONDS = 60
 
 
@@ -100,7 +101,9 @@ def load_image(image: Any) -> Image.Image:
 def _open_encoded(image: bytes | bytearray | str | Path, source: str) -> Image.Image:
     try:
         return Image.open(_byte_stream(image))
-    except (Image.UnidentifiedImageError, binascii.Error) as error:
+    except FileNotFoundError:
+        raise
+    except (OSError, binascii.Error) as error:
         raise ValueError(f"`images`: {source} is not an image that can be read ({error})") from error
 
 
@@ -108,15 +111,24 @@ def _byte_stream(image: bytes | bytearray | str | Path) -> BytesIO | Path:
     if isinstance(image, (bytes, bytearray)):
         return BytesIO(image)
     if isinstance(image, str) and image.startswith(("http://", "https://")):
-        response = get_session().get(image, timeout=URL_TIMEOUT_SECONDS, follow_redirects=True)
-        response.raise_for_status()
-        return BytesIO(response.content)
+        return BytesIO(_download(image))
     if isinstance(image, str) and image.startswith("data:image/"):
         return BytesIO(base64.b64decode(image.partition(",")[2], validate=True))
     path = Path(image)
-    if not path.is_file():
+    # A name that no file system takes is no file either.
+    if len(str(path)) > MAX_PATH_LENGTH or not path.is_file():
         raise FileNotFoundError(f"`images`: there is no file {str(path)[:200]!r}")
     return path
+
+
+def _download(url: str) -> bytes:
+    try:
+        response = get_session().get(url, timeout=URL_TIMEOUT_SECONDS, follow_redirects=True)
+        response.raise_for_status()
+    # The session's library, and with it the kind of its errors, depends on the version of huggingface_hub.
+    except Exception as error:
+        raise ValueError(f"`images`: {url[:200]} cannot be downloaded ({error})") from error
+    return response.content
 
 
 def _pil_to_rgb(image: Image.Image, source: str) -> Image.Image:
@@ -127,7 +139,13 @@ def _pil_to_rgb(image: Image.Image, source: str) -> Image.Image:
         raise ValueError(f"`images`: {source} is truncated or damaged ({error}); save or download it again") from error
     if upright.mode.startswith("I"):
         # PIL's own conversion clips at 255. "I" is how some versions of PIL open the same 16-bit files as "I;16".
-        return _array_to_rgb(_sixteen_bit(np.asarray(upright)))
+        values = np.asarray(upright)
+        if upright.mode == "I" and 1 < int(values.max()) <= 255:
+            raise ValueError(
+                f"`images`: {source} is a 32-bit image with values up to {int(values.max())}, which may mean 8 or 16 bits; "
+                "convert it to mode 'L' or 'I;16' first"
+            )
+        return _array_to_rgb(_sixteen_bit(values))
     if upright.mode == "F":
         return _array_to_rgb(np.asarray(upright))
     return upright.convert("RGB")

@@ -61,6 +61,8 @@ def merge_passes(outputs: Sequence[SampleOutput], sample: Sample) -> SampleOutpu
         sample: with all labels.
     """
     segs = [seg for output in outputs for seg in output.segs]
+    if not segs:
+        return replace(outputs[0], sample=replace(outputs[0].sample, labels=sample.labels))
     num_classes = sum(seg.class_logits.shape[1] - 1 for seg in segs)
     blocks, first = [], 0
     for seg in segs:

@@ -29,6 +29,15 @@ from .tiles_xsam import merge_tiles, tile_boxes
 # Tokens of a prompt that are left free for the answer.
 ANSWER_ROOM = 64
 
+# What the arguments of a result mean depends on where its phrases come from.
+OPTIONS_OF_SOURCE = {
+    "labels": ("subtask", "threshold", "overlap_mask_area_threshold"),
+    "text": ("score_threshold", "multi_target"),
+    "regions": ("threshold",),
+    None: (),
+}
+CALL_ARGUMENTS = {"task", "image_features", "max_new_tokens", "streamer", "generate_kwargs", "prompts_at_once"}
+
 Finish = Callable[[list[SampleOutput], ResultOptions, Any], Any]
 
 
@@ -51,6 +60,14 @@ class EncodedImages:
     """Features of some of the images of a batch, and which those are."""
 
     rows: torch.Tensor
+    features: Any
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What `encode_image` knows of an image: its size (width, height), and the network's features."""
+
+    size: tuple[int, int]
     features: Any
 
 
@@ -110,11 +127,13 @@ class AnySegmentationPipeline(Pipeline):
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory, **kwargs)
 
-    def encode_image(self, image: Any) -> Any:
+    def encode_image(self, image: Any) -> ImageFeatures:
         """Features of an image, to be passed as `image_features` to any number of calls on it."""
-        inputs = self.processor(images=load_image(image), task="grounded-conversation").to(self.device)
+        loaded = load_image(image)
+        inputs = self.processor(images=loaded, task="grounded-conversation").to(self.device)
         with self.device_placement(), torch.no_grad():
-            return self.model.get_image_features(inputs["pixel_values"], inputs["high_res_pixel_values"])
+            features = self.model.get_image_features(inputs["pixel_values"], inputs["high_res_pixel_values"])
+        return ImageFeatures(loaded.size, features)
 
     def _sanitize_parameters(
         self,
@@ -126,11 +145,15 @@ class AnySegmentationPipeline(Pipeline):
         prompts_at_once: int | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if prompts_at_once is not None and prompts_at_once < 1:
+            raise ValueError(f"`prompts_at_once`: expected a number from 1 on, got {prompts_at_once!r}")
         sample_names = {"tiles", *(name for name in Sample.__dataclass_fields__ if name not in ("task", "image"))}
         option_names = set(ResultOptions.__dataclass_fields__)
         if unknown := sorted(set(kwargs) - sample_names - option_names):
-            known = sorted(sample_names | option_names)
+            known = sorted(sample_names | option_names | CALL_ARGUMENTS)
             raise ValueError(f"`{unknown[0]}` is not an argument of any-segmentation; the arguments are {known}")
+        if task is not None:
+            _check_options(task, set(kwargs) & option_names)
         preprocess = {name: value for name, value in kwargs.items() if name in sample_names}
         if task is not None:
             preprocess["task"] = task
@@ -168,6 +191,8 @@ class AnySegmentationPipeline(Pipeline):
             return Request([replace(sample, text=text) for text in sample.text], _finish_each)
         if get_task(sample.task).turn_per_phrase and sample.visual_prompts:
             ((kind, values),) = sample.visual_prompts.items()
+            if kind == "masks" and (hasattr(values, "getbands") or getattr(values, "ndim", 3) == 2):
+                values = [values]
             # An empty list goes to the processor as it is, which says what is wrong with it.
             objects = [replace(sample, **{kind: [value]}) for value in values] or [sample]
             return Request(objects, _finish_regions)
@@ -209,6 +234,8 @@ class AnySegmentationPipeline(Pipeline):
         requests = requests if batched else [requests]
         samples = [sample for request in requests for sample in request.samples]
         inputs = self._encode(samples)
+        if image_features is not None:
+            image_features = _features_of(image_features, samples, inputs)
         outputs: list[SampleOutput] = []
         encoded = None
         for start in range(0, len(samples), prompts_at_once):
@@ -219,10 +246,12 @@ class AnySegmentationPipeline(Pipeline):
             segmented = self.model.segment(
                 **chunk,
                 image_features=encoded.features if image_features is None and encoded else image_features,
-                max_new_tokens=max_new_tokens,
                 streamer=streamer,
-                **(generate_kwargs or {}),
+                **{"max_new_tokens": max_new_tokens, **(generate_kwargs or {})},
             )
+            if streamer is not None and torch.equal(segmented.prompt_lengths, segmented.sequence_lengths):
+                # Nothing was generated: whoever waits for text has to learn that none comes.
+                streamer.end()
             regions = self._regions_per_sample(chunk)
             outputs += split_outputs(segmented, samples[rows], regions, self.processor.high_res_size)
         answers = iter(outputs)
@@ -242,7 +271,13 @@ class AnySegmentationPipeline(Pipeline):
     def _encode(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         columns = {name: [getattr(sample, name) for sample in samples] for name in Sample.__dataclass_fields__}
         images = columns.pop("image")
-        return self.processor(images=images, **columns).to(self.device)
+        inputs = self.processor(images=images, **columns)
+        length, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
+        if length > limit:
+            raise ValueError(
+                f"`text` or `conversation`: a prompt takes {length} tokens, but the language model knows {limit}; shorten it"
+            )
+        return inputs.to(self.device)
 
     def _rows(self, inputs: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
         """The inputs of some samples, without pixels."""
@@ -283,6 +318,27 @@ class AnySegmentationPipeline(Pipeline):
         size = self.processor.high_res_size
         masks = inputs.get("region_masks", torch.zeros(0, size, size, dtype=torch.bool, device=self.device))
         return masks.split(self._region_counts(inputs["input_ids"]).tolist())
+
+
+def _check_options(task: str, given: set[str]) -> None:
+    """Options that a task has no use for are named rather than ignored."""
+    taken = {"mask_threshold", *OPTIONS_OF_SOURCE[get_task(task).phrases_from]}
+    if foreign := sorted(given - taken):
+        raise ValueError(f"`{foreign[0]}`: task {task!r} does not take this argument, only {sorted(taken)}")
+
+
+def _features_of(image_features: ImageFeatures, samples: Sequence[Sample], inputs: dict[str, torch.Tensor]) -> Any:
+    """The features that a caller gave, if they can be those of the image that the samples show."""
+    if not isinstance(image_features, ImageFeatures):
+        raise ValueError(f"`image_features`: expected the result of encode_image, got {type(image_features).__name__}")
+    sizes = {sample.image.size for sample in samples if sample.image is not None}
+    if len(inputs.get("pixel_values", ())) != 1 or sizes != {image_features.size}:
+        raise ValueError(
+            f"`image_features` are those of one image of size {image_features.size}, but the call shows "
+            f"{len(inputs.get('pixel_values', ()))} of sizes {sorted(sizes)}; leave them out for several images, tiles and "
+            "prompt_image"
+        )
+    return image_features.features
 
 
 def _finish_one(outputs: list[SampleOutput], options: ResultOptions, tokenizer: Any) -> Any:

@@ -233,7 +233,7 @@ def referring(
             best query.
 
     Returns:
-        The segment, with the best score; None if what is described is absent.
+        The segment, with the best score; None if what is described is absent, or no pixel of it is.
 
     Raises:
         ValueError: if there is more than one expression.
@@ -251,7 +251,7 @@ def referring(
     mask = torch.zeros(geometry.target_size, dtype=torch.bool, device=mask_logits.device)
     for _, logits in _resized(mask_logits, chosen, geometry):
         mask |= logits.sigmoid() > mask_threshold
-    return Segment(0, float(scores[best]), mask)
+    return Segment(0, float(scores[best]), mask) if mask.any() else None
 
 
 @torch.no_grad()

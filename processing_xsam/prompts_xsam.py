@@ -390,17 +390,29 @@ def list_labels(labels: Mapping[str, Sequence[str]] | Sequence[str]) -> list[str
     if isinstance(labels, Mapping):
         if unknown := set(labels) - {"thing", "stuff"}:
             raise ValueError(f"`labels`: unknown keys {sorted(unknown)}; the keys are 'thing' and 'stuff'")
-        names = [*labels.get("thing", ()), *labels.get("stuff", ())]
-    elif isinstance(labels, str):
-        raise ValueError(f"`labels`: expected a list of labels, got the string {labels!r}")
+        names = [name for kind in ("thing", "stuff") for name in _label_list(labels.get(kind), f"labels[{kind!r}]")]
     else:
-        names = list(labels)
+        names = _label_list(labels, "labels")
     if not names:
         raise ValueError("`labels` is empty: give at least one label")
     names = [_checked_text(name, f"labels[{i}]") for i, name in enumerate(names)]
     if duplicates := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"`labels`: {duplicates} stand there more than once; give each label once")
     return names
+
+
+def _label_list(labels: Sequence[str] | None, name: str) -> list[str]:
+    if labels is None:
+        return []
+    if not isinstance(labels, (list, tuple)):
+        raise ValueError(f"`{name}`: expected a list of labels, got {labels!r}")
+    return list(labels)
+
+
+def count_segments(conversation: Sequence[Mapping[str, Any]] | None) -> int:
+    """How many `<SEG>` tokens the finished turns of a conversation hold."""
+    contents = [turn["content"] for turn in conversation or [] if not isinstance(turn["content"], str)]
+    return sum(part["type"] == "segment" for parts in contents for part in parts)
 
 
 def _list_texts(text: str | Sequence[str]) -> list[str]:

@@ -38,8 +38,10 @@ class XSAMResultMethods:
             whole in it.
 
     Returns:
-        Per `<SEG>` a `{"segmentation": int64 (H, W), "segments_info": [{"id", "label_id", "was_fused", "score"}]}`. Ids
-        count from 1, 0 is background; where masks overlap, the better score is on top.
+        Per `<SEG>` a `{"segmentation": int64 (H, W), "segments_info": [{"id", "label_id", "was_fused", "score"}],
+        "sample_index"}`. Ids count from 1, 0 is background; where masks overlap, the better score is on top. A sample
+        may have no `<SEG>` or several: `sample_index` says whose result it is. In a batch of several tasks, give the
+        outputs of one task at a time.
     """
 
     def post_process_panoptic_segmentation(
@@ -70,7 +72,7 @@ class XSAMResultMethods:
                 mask_threshold,
                 overlap_mask_area_threshold,
             )
-            results.append(_result(found, geometry, return_coco_rle))
+            results.append(_result(found, geometry, return_coco_rle, sample))
         return results
 
     def post_process_instance_segmentation(
@@ -87,15 +89,16 @@ class XSAMResultMethods:
                 instance(seg.class_logits, seg.mask_logits, geometry, threshold, mask_threshold),
                 geometry,
                 return_coco_rle,
+                sample,
             )
-            for _, seg, geometry in self._each_seg(outputs, target_sizes)
+            for sample, seg, geometry in self._each_seg(outputs, target_sizes)
         ]
 
     # Regions are classes like any others.
     post_process_visual_grounded_segmentation = post_process_instance_segmentation
 
     def post_process_semantic_segmentation(self, outputs: Any, target_sizes: Sequence[Size]) -> list[torch.Tensor]:
-        """For generic and open-vocabulary: a class map, int64 (H, W), per `<SEG>`; see `semantic`."""
+        """For generic and open-vocabulary: a class map, int64 (H, W), per `<SEG>`, one per sample; see `semantic`."""
         return [
             semantic(seg.class_logits, seg.mask_logits, geometry)
             for _, seg, geometry in self._each_seg(outputs, target_sizes)
@@ -112,11 +115,11 @@ class XSAMResultMethods:
     ) -> list[Result]:
         """For referring and reasoning; see `referring`. What is absent has no entry in `segments_info`."""
         results = []
-        for _, seg, geometry in self._each_seg(outputs, target_sizes):
+        for sample, seg, geometry in self._each_seg(outputs, target_sizes):
             found = referring(
                 seg.class_logits, seg.mask_logits, geometry, score_threshold, multi_target, mask_threshold
             )
-            results.append(_result([] if found is None else [found], geometry, return_coco_rle))
+            results.append(_result([] if found is None else [found], geometry, return_coco_rle, sample))
         return results
 
     post_process_reasoning_segmentation = post_process_referring_segmentation
@@ -145,9 +148,9 @@ class XSAMResultMethods:
                 "interactive segmentation has one of each per object"
             )
         results = []
-        for region, (_, seg, geometry) in zip(region_masks, self._each_seg(outputs, target_sizes), strict=True):
+        for region, (sample, seg, geometry) in zip(region_masks, self._each_seg(outputs, target_sizes), strict=True):
             found = interactive(seg.class_logits, seg.mask_logits, region, geometry, threshold, mask_threshold)
-            results.append(_result([] if found is None else [found], geometry, return_coco_rle))
+            results.append(_result([] if found is None else [found], geometry, return_coco_rle, sample))
         return results
 
     def post_process_grounded_conversation(
@@ -171,7 +174,7 @@ class XSAMResultMethods:
             start = int(outputs.prompt_lengths[sample])
             text, found = caption_segments(segs[sample], answer, start, geometry, mask_threshold, self.tokenizer)
             # Later phrases lie over earlier ones, as in the original.
-            result = _result([segment for segment, _ in found], geometry, return_coco_rle, best_on_top=False)
+            result = _result([segment for segment, _ in found], geometry, return_coco_rle, sample, best_on_top=False)
             for info, (_, span) in zip(result["segments_info"], found, strict=True):
                 info["span"] = span
             results.append({"text": text, **result})
@@ -189,14 +192,14 @@ class XSAMResultMethods:
 
 
 def _result(
-    segments: Sequence[Segment], geometry: Geometry, return_coco_rle: bool, best_on_top: bool = True
+    segments: Sequence[Segment], geometry: Geometry, return_coco_rle: bool, sample: int, best_on_top: bool = True
 ) -> Result:
     ordered = sorted(segments, key=lambda segment: segment.score) if best_on_top else segments
     result = to_segmentation(ordered, geometry.target_size)
     if return_coco_rle:
         for info, segment in zip(result["segments_info"], ordered, strict=True):
             info["rle"] = to_coco_rle(segment.mask)
-    return result
+    return {**result, "sample_index": sample}
 
 
 __all__ = ["XSAMResultMethods"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from .post_processing_xsam import (
     Geometry,
@@ -25,8 +26,10 @@ from .post_processing_xsam import (
     semantic_segments,
     to_pipeline_segment,
 )
-from .prompts_xsam import PHRASE_END_TOKEN, PHRASE_START_TOKEN, SEG_TOKEN, list_labels
+from .prompts_xsam import PHRASE_END_TOKEN, PHRASE_START_TOKEN, SEG_TOKEN, count_segments, list_labels
 from .samples_xsam import Sample
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class ResultOptions:
     multi_target: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold", "score_threshold"):
+            value = getattr(self, name)
+            if value is None and name == "score_threshold":
+                continue
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ValueError(f"`{name}`: expected a number from 0 to 1, got {value!r}")
         if self.subtask not in SUBTASKS:
             raise ValueError(f"`subtask`: unknown subtask {self.subtask!r}; the subtasks are {', '.join(SUBTASKS)}")
 
@@ -108,6 +117,10 @@ def split_outputs(
     seg_rows: list[list[int]] = [[] for _ in samples]
     for row, sample in enumerate(outputs.seg_batch_index.tolist()):
         seg_rows[sample].append(row)
+    for index, sample in enumerate(samples):
+        # A prompt that was not answered is segmented as a whole, the finished turns before it included.
+        if outputs.prompt_lengths[index] == outputs.sequence_lengths[index]:
+            seg_rows[index] = seg_rows[index][count_segments(sample.conversation) :]
     return [
         SampleOutput(
             sample=sample,
@@ -184,6 +197,9 @@ def stuff_ids(sample: Sample) -> range:
 
 
 def _described_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
+    if not output.segs:
+        # Not the same as an absent target, though both give no segment.
+        logger.warning("No mask for %r: %s", output.sample.text, output.empty_reason)
     found = [
         referring(
             seg.class_logits[:, [0, -1]] if seg.class_logits.shape[1] == 2 else _any_phrase(seg.class_logits),
@@ -208,6 +224,7 @@ def _interactive_result(output: SampleOutput, options: ResultOptions, tokenizer:
         interactive(
             seg.class_logits, seg.mask_logits, region, output.geometry, options.threshold, options.mask_threshold
         )
+        # An answer that was generated may lack a <SEG>.
         for seg, region in zip(output.segs, output.region_masks, strict=False)
     ]
     return [to_pipeline_segment(segment, "region 0") for segment in found if segment is not None]

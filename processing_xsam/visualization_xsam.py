@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from .image_processing_xsam import load_image
+
 # Okabe and Ito's palette without black, then Paul Tol's "muted": all told apart with the common colour vision deficiencies.
 PALETTE = (
     (230, 159, 0),
@@ -63,7 +65,7 @@ def visualize(
     Draw segments over an image.
 
     Args:
-        image: any mode.
+        image: of any kind that the pipeline takes, see `load_image`.
         segments: `{"label", "score", "mask" (PIL "L" of the image's size)[, "span"]}`, as the pipeline gives them.
         text: a caption to be written below, its phrases (`span`, characters of `text`) in the colours of their masks.
         legend: whether labels and scores are listed beside the picture.
@@ -74,7 +76,7 @@ def visualize(
     # Phrases of a caption are told apart even if they read the same.
     keys = [_color_key(segment) for segment in segments]
     colors = label_colors(keys)
-    picture = _draw_masks(image.convert("RGB"), segments, [colors[key] for key in keys])
+    picture = _draw_masks(load_image(image), segments, [colors[key] for key in keys])
     if legend and segments and text is None:
         entries = _legend_entries(segments, [colors[key] for key in keys])
         picture = _beside(picture, _legend(entries, _font_size(picture)))
@@ -123,10 +125,14 @@ def _draw_masks(
     image: Image.Image, segments: Sequence[Mapping[str, Any]], colors: Sequence[tuple[int, int, int]]
 ) -> Image.Image:
     pixels = np.asarray(image, dtype=np.float32).copy()
+    filled: dict[tuple[int, int, int], np.ndarray] = {}
     for segment, color in zip(segments, colors, strict=True):
         if segment["mask"].size != image.size:
             raise ValueError(f"`segments`: a mask has size {segment['mask'].size}, but the image {image.size}")
         inside = np.asarray(segment["mask"]) > 127
+        filled[color] = filled[color] | inside if color in filled else inside
+    # Once per colour: the fills of many segments that overlap would hide the image.
+    for color, inside in filled.items():
         pixels[inside] += FILL_OPACITY * (np.array(color, dtype=np.float32) - pixels[inside])
     # Contours come last, so that no fill covers them.
     for segment, color in zip(segments, colors, strict=True):

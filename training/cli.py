@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,8 @@ def segment(
     box: Annotated[list[str] | None, typer.Option(help="a box as X0,Y0,X1,Y1; may be repeated")] = None,
     subtask: Annotated[str | None, typer.Option(help="panoptic, instance or semantic")] = None,
     threshold: Annotated[float | None, typer.Option(help="least score of a segment")] = None,
+    score_threshold: Annotated[float | None, typer.Option(help="score below which a target is absent")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="longest generated answer, in tokens")] = None,
     output: Annotated[Path | None, typer.Option(help="overlay to write")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON with masks as COCO run-length encoding")] = False,
 ) -> None:
@@ -35,6 +37,10 @@ def segment(
     from processing_xsam.image_processing_xsam import load_image
     from processing_xsam.visualization_xsam import visualize
 
+    if output is not None and (
+        not output.parent.is_dir() or output.suffix.lower() not in Image.registered_extensions()
+    ):
+        raise typer.BadParameter(f"--output {output}: give a file of an image format in a folder that exists")
     arguments = {
         "text": text,
         "labels": _labels(labels, stuff),
@@ -42,6 +48,8 @@ def segment(
         "boxes": _coordinates(box, "--box", 4),
         "subtask": subtask,
         "threshold": threshold,
+        "score_threshold": score_threshold,
+        "max_new_tokens": max_new_tokens,
     }
     try:
         picture: Image.Image = load_image(image)
@@ -60,14 +68,16 @@ def convert(
     checkpoint: Annotated[Path, typer.Option(help="pytorch_model.bin of the original code")],
     output: Annotated[Path, typer.Option(help="folder to write")],
     tokenizer: Annotated[str | None, typer.Option(help="Hub id or folder of the language model's tokenizer")] = None,
-    variant: Annotated[str | None, typer.Option(help="phi3, qwen3-1.7b or qwen3-4b; by default read off")] = None,
-    stage: Annotated[int | None, typer.Option(help="1 or 3; by default read off the weights")] = None,
+    variant: Annotated[
+        Literal["phi3", "qwen3-1.7b", "qwen3-4b"] | None, typer.Option(help="by default read off the weights")
+    ] = None,
+    stage: Annotated[Literal["1", "3"] | None, typer.Option(help="by default read off the weights")] = None,
 ) -> None:
     """Convert an original checkpoint; with a tokenizer, the processor is saved as well."""
     from modeling_xsam.convert_xsam_to_hf import convert_checkpoint
 
     try:
-        plan = convert_checkpoint(checkpoint, output, variant=variant, stage=stage, tokenizer=tokenizer)
+        plan = convert_checkpoint(checkpoint, output, variant=variant, stage=stage and int(stage), tokenizer=tokenizer)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     typer.echo(plan.report())

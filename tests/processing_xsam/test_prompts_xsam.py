@@ -244,7 +244,7 @@ def test_unknown_task_lists_the_tasks():
         ("generic", {"labels": {}}, "`labels` is empty"),
         ("generic", {"labels": {"thing": [], "stuff": []}}, "`labels` is empty"),
         ("generic", {"labels": {"things": ["a"]}}, r"unknown keys \['things'\]; the keys are 'thing' and 'stuff'"),
-        ("generic", {"labels": "car"}, "expected a list of labels, got the string 'car'"),
+        ("generic", {"labels": "car"}, "expected a list of labels, got 'car'"),
         ("generic", {"labels": ["a", " "]}, r"`labels\[1\]` is empty"),
         ("generic", {"labels": ["a", 3]}, r"`labels\[1\]`: expected a string, got 3"),
         ("generic", {"labels": ["a", "b", "a ", "b", "c"]}, r"`labels`: \['a', 'b'\] stand there more than once"),
