@@ -290,6 +290,72 @@ def test_a_conversation_goes_on_and_switches_between_talking_and_segmenting(segm
     assert isinstance(again["text"], str)
 
 
+SEGMENTED = [
+    {"role": "user", "content": [{"type": "text", "text": "Segment "}, {"type": "phrase", "text": "the cup"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "It is "}, {"type": "segment"}]},
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "label"),
+    [
+        ({"task": "referring", "text": "spoon"}, "spoon"),
+        ({"task": "interactive", "points": [[300, 200]]}, "region 0"),
+        ({"task": "generic", "labels": ["a"], "subtask": "semantic"}, "a"),
+    ],
+)
+def test_masks_of_finished_turns_are_not_results(segment, image, monkeypatch, arguments, label):
+    rows = []
+    original = segment.model.segment
+    monkeypatch.setattr(segment.model, "segment", lambda **inputs: rows.append(original(**inputs)) or rows[-1])
+    (found,) = segment(image, conversation=SEGMENTED, **arguments)
+    assert found["label"] == label
+    # The network segments both turns; the result is the second.
+    assert len(rows[0].seg_batch_index) == 2
+    if arguments["task"] == "referring":
+        scores = rows[0].class_queries_logits[1][:, rows[0].class_mask[1]].softmax(-1)[:, 0]
+        assert found["score"] == pytest.approx(scores.max().item(), abs=1e-5)
+
+
+def test_features_belong_to_their_image(segment, image):
+    features = segment.encode_image(image)
+    with pytest.raises(ValueError, match="`image_features` are those of one image of size"):
+        segment(image.resize((60, 40)), task="referring", text="a", image_features=features)
+    with pytest.raises(ValueError, match="leave them out for several images, tiles and prompt_image"):
+        segment(image, task="generic", labels=LABELS, tiles=(1, 2), image_features=features)
+    with pytest.raises(ValueError, match="expected the result of encode_image, got int"):
+        segment(image, task="referring", text="a", image_features=3)
+
+
+def test_a_prompt_longer_than_the_context_is_named(segment, image):
+    with pytest.raises(ValueError, match=r"takes .* tokens, but the language model knows 4096"):
+        segment(image, task="referring", text="word " * 3000)
+
+
+def test_an_answer_without_seg_is_no_result_and_says_so(segment, image, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(
+        "processing_xsam.results_xsam.logger.warning", lambda *parts: warnings.append(parts[0] % parts[1:])
+    )
+    assert segment(image, task="generic", labels=["a"], prefill_answer=False, max_new_tokens=2) == []
+    assert segment(image, task="reasoning", text="What is it?", max_new_tokens=2) == []
+    assert warnings == ["No mask for 'What is it?': the answer has no <SEG>."]
+
+
+def test_one_mask_is_one_object(segment, image):
+    mask = np.zeros((image.height, image.width), dtype=bool)
+    mask[100:200, 100:300] = True
+    (found,) = segment(image, task="interactive", masks=mask)
+    (again,) = segment(image, task="interactive", masks=Image.fromarray(mask))
+    assert same([found], [again])
+
+
+def test_a_streamer_ends_even_if_nothing_is_generated(segment, image):
+    streamer = TextIteratorStreamer(segment.processor.tokenizer, timeout=5)
+    segment(image, task="referring", text="a", streamer=streamer)
+    assert "".join(streamer) == ""
+
+
 def test_500_prompts_on_one_image(segment, image, monkeypatch):
     counts = count_images(segment, monkeypatch)
     points = [[10 + 5 * (index % 100), 10 + 60 * (index // 100)] for index in range(500)]
@@ -317,6 +383,14 @@ def test_text_of_a_user_is_text(segment, image, token):
         ({"task": "generic", "labels": ["cup"], "subtask": "outline"}, "unknown subtask 'outline'"),
         ({"task": "referring", "text": ""}, "`text`"),
         ({"task": "generic", "labels": []}, "`labels` is empty"),
+        (
+            {"task": "generic", "labels": {"thing": "cup"}},
+            r"`labels\['thing'\]`: expected a list of labels, got 'cup'",
+        ),
+        ({"task": "referring", "text": "cup", "subtask": "semantic"}, "`subtask`: task 'referring' does not take"),
+        ({"task": "generic", "labels": ["a"], "multi_target": True}, "`multi_target`: task 'generic' does not take"),
+        ({"task": "generic", "labels": ["a"], "threshold": 2}, "`threshold`: expected a number from 0 to 1, got 2"),
+        ({"task": "referring", "text": "cup", "prompts_at_once": 0}, "`prompts_at_once`: expected a number from 1 on"),
         ({"task": "interactive", "points": []}, "`points`"),
         ({"task": "interactive", "boxes": [[5, 5, 5, 9]]}, r"`boxes\[0\]`"),
         ({"task": "visual-grounded", "points": [[1e6, 2]]}, r"`points\[0\]`"),

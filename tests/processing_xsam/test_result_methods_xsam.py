@@ -55,6 +55,7 @@ def outputs():
 def test_sizes_follow_the_sample_of_each_seg(processor, outputs):
     results = processor.post_process_panoptic_segmentation(outputs, SIZES)
     assert [tuple(result["segmentation"].shape) for result in results] == SIZES
+    assert [result["sample_index"] for result in results] == [0, 1]
     assert results[0]["segmentation"][0].tolist() == [1] * 32 + [2] * 32
     assert [info["label_id"] for info in results[0]["segments_info"]] == [0, 1]
     assert results[1]["segmentation"].unique().tolist() == [1, 2]

@@ -70,6 +70,22 @@ def test_extreme_pictures(size, number):
     assert picture.height >= size[1]
 
 
+def test_a_rotated_photo_is_drawn_as_the_pipeline_reads_it(tmp_path):
+    photo = Image.new("RGB", (60, 40), (100, 100, 100))
+    exif = photo.getexif()
+    exif[274] = 6  # turned by a quarter
+    photo.save(tmp_path / "photo.jpg", exif=exif)
+    picture = visualize(tmp_path / "photo.jpg", [segment("cup", (40, 60), (10, 10, 20, 30))], legend=False)
+    assert picture.size == (40, 60)
+
+
+def test_overlapping_fills_of_one_label_do_not_add_up():
+    image = Image.new("RGB", (60, 40), (100, 100, 100))
+    once = visualize(image, [segment("cup", image.size, (10, 10, 40, 30))], legend=False)
+    often = visualize(image, [segment("cup", image.size, (10, 10, 40, 30))] * 9, legend=False)
+    assert np.array_equal(np.asarray(once), np.asarray(often))
+
+
 def test_contact_sheet():
     sheet = contact_sheet([("one", Image.new("RGB", (40, 20), (255, 0, 0)))] * 4, columns=3, width=80)
     assert sheet.width == 3 * (80 + 14) + 14
