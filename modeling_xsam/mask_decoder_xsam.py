@@ -17,6 +17,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerPixelDecoder,
+    Mask2FormerPredictionBlock,
     Mask2FormerPreTrainedModel,
     Mask2FormerTransformerModule,
 )
@@ -179,11 +180,16 @@ class XSAMMaskDecoder(Mask2FormerPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # Queries and levels as in Mask2Former; some versions of transformers draw them much smaller, or all zero.
+        # As in Mask2Former; some versions of transformers draw these much smaller, or all zero.
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=1.0)
         elif isinstance(module, Mask2FormerPixelDecoder):
             init.normal_(module.level_embed, std=1.0)
+        elif isinstance(module, Mask2FormerPredictionBlock):
+            linear, _ = module.layers
+            init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
+            bound = 1 / math.sqrt(linear.in_features)
+            init.uniform_(linear.bias, -bound, bound)
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code outside transformers the library skips modules without parameters of their own, and with them the

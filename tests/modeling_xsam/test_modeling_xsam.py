@@ -394,6 +394,12 @@ class TestInitialisation:
     def test_scale_of_the_classifier(self, model):
         assert model.phrase_classifier.logit_scale.item() == pytest.approx(2.6593, abs=1e-4)
 
+    def test_the_mask_head_has_the_scale_of_a_plain_linear_layer(self, model):
+        linear = model.mask_decoder.query_decoder.decoder.mask_predictor.mask_embedder.get_submodule("0.0")
+        bound = linear.in_features**-0.5
+        assert 0.8 * bound < linear.weight.abs().max() <= bound
+        assert 0 < linear.bias.abs().max() <= bound
+
     def test_queries_and_levels_are_drawn(self, model):
         decoder = model.mask_decoder
         for weight in (
