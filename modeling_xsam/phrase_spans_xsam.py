@@ -8,6 +8,7 @@ One rule covers all tasks: every `<SEG>` segments the phrases that stand since t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from .configuration_xsam import XSAMConfig
 
@@ -78,8 +79,7 @@ def layout_classes(num_phrases: list[int], group_ids: list[int]) -> ClassLayout:
         num_phrases: own phrases of each `<SEG>` of the batch.
         group_ids: `<SEG>`s of equal id share their phrases, in batch order; -1 shares with none.
     """
-    ends = [sum(num_phrases[: i + 1]) for i in range(len(num_phrases))]
-    own = [list(range(end - count, end)) for end, count in zip(ends, num_phrases, strict=True)]
+    own = [list(range(end - count, end)) for end, count in zip(accumulate(num_phrases), num_phrases, strict=True)]
     members = [
         own[i] if group == -1 else [phrase for j, other in enumerate(group_ids) if other == group for phrase in own[j]]
         for i, group in enumerate(group_ids)

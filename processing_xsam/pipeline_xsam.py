@@ -187,13 +187,13 @@ class AnySegmentationPipeline(Pipeline):
             raise ValueError(
                 f"`tiles`: task {sample.task!r} does not take this argument; generic and open-vocabulary do"
             )
+        # An empty list goes to the processor as it is, which says what is wrong with it.
         if isinstance(sample.text, (list, tuple)):
-            return Request([replace(sample, text=text) for text in sample.text], _finish_each)
+            return Request([replace(sample, text=text) for text in sample.text] or [sample], _finish_each)
         if get_task(sample.task).turn_per_phrase and sample.visual_prompts:
             ((kind, values),) = sample.visual_prompts.items()
             if kind == "masks" and (hasattr(values, "getbands") or getattr(values, "ndim", 3) == 2):
                 values = [values]
-            # An empty list goes to the processor as it is, which says what is wrong with it.
             objects = [replace(sample, **{kind: [value]}) for value in values] or [sample]
             return Request(objects, _finish_regions)
         return Request([sample], _finish_one)
@@ -249,11 +249,11 @@ class AnySegmentationPipeline(Pipeline):
                 streamer=streamer,
                 **{"max_new_tokens": max_new_tokens, **(generate_kwargs or {})},
             )
-            if streamer is not None and torch.equal(segmented.prompt_lengths, segmented.sequence_lengths):
-                # Nothing was generated: whoever waits for text has to learn that none comes.
-                streamer.end()
             regions = self._regions_per_sample(chunk)
             outputs += split_outputs(segmented, samples[rows], regions, self.processor.high_res_size)
+        if streamer is not None and all(len(output.token_ids) == output.prompt_length for output in outputs):
+            # Nothing was generated: whoever waits for text has to learn that none comes.
+            streamer.end()
         answers = iter(outputs)
         results = [[next(answers) for _ in request.samples] for request in requests]
         finishes = [request.finish for request in requests]

@@ -202,7 +202,7 @@ def _described_result(output: SampleOutput, options: ResultOptions, tokenizer: A
         logger.warning("No mask for %r: %s", output.sample.text, output.empty_reason)
     found = [
         referring(
-            seg.class_logits[:, [0, -1]] if seg.class_logits.shape[1] == 2 else _any_phrase(seg.class_logits),
+            _any_phrase(seg.class_logits),
             seg.mask_logits,
             output.geometry,
             options.score_threshold,
@@ -215,7 +215,7 @@ def _described_result(output: SampleOutput, options: ResultOptions, tokenizer: A
 
 
 def _any_phrase(class_logits: torch.Tensor) -> torch.Tensor:
-    """A generated answer may name several phrases for one question: any of them counts. (Q, K) -> (Q, 2)."""
+    """A generated answer may name several phrases for one question: any of them counts. (Q, K) -> (Q, 2), one as is."""
     return torch.stack([class_logits[:, :-1].logsumexp(-1), class_logits[:, -1]], dim=-1)
 
 

@@ -391,6 +391,7 @@ def test_text_of_a_user_is_text(segment, image, token):
         ({"task": "generic", "labels": ["a"], "multi_target": True}, "`multi_target`: task 'generic' does not take"),
         ({"task": "generic", "labels": ["a"], "threshold": 2}, "`threshold`: expected a number from 0 to 1, got 2"),
         ({"task": "referring", "text": "cup", "prompts_at_once": 0}, "`prompts_at_once`: expected a number from 1 on"),
+        ({"task": "referring", "text": []}, "`text` is empty"),
         ({"task": "interactive", "points": []}, "`points`"),
         ({"task": "interactive", "boxes": [[5, 5, 5, 9]]}, r"`boxes\[0\]`"),
         ({"task": "visual-grounded", "points": [[1e6, 2]]}, r"`points\[0\]`"),
