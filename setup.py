@@ -7,8 +7,8 @@ from setuptools import setup
 HERE = Path(__file__).parent
 
 APP = ["gradio>=6"]
-TRAIN = ["peft>=0.17", "datasets>=4", "tensorboard>=2.16", "trackio>=0.2"]
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "peft>=0.17", "playwright>=1.50", *APP]
+TRAIN = ["peft>=0.17", "pyyaml>=6", "tensorboard>=2.16", "trackio>=0.2"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "playwright>=1.50", *APP, *TRAIN]
 
 setup(
     name="xsam",
@@ -18,8 +18,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["modeling_xsam", "processing_xsam", "xsam_training"],
+    packages=["modeling_xsam", "processing_xsam", "xsam_training", "xsam_training.data"],
     package_dir={"xsam_training": "training"},
+    package_data={"xsam_training": ["recipes/*.yaml", "recipes/*/*.yaml"]},
     entry_points={"console_scripts": ["xsam = xsam_training.cli:main"]},
     install_requires=[
         "transformers>=5.20,<6",

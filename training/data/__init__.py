@@ -1,0 +1,1 @@
+"""Annotation formats as they are published -> samples that can be trained on and evaluated."""

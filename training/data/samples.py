@@ -1,0 +1,150 @@
+"""
+What every reader of annotations gives: an image and what is asked and answered about it.
+
+Readers say all that an annotation holds, the same at every access. What a training step takes of it is drawn later, see
+`drawing.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+# COCO's compressed run-length encoding: {"size": [height, width], "counts": bytes}.
+RLE = dict[str, Any]
+RegionKind = Literal["point", "scribble", "box", "mask"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A visual prompt: the pixels of the image that it marks."""
+
+    mask: RLE
+    kind: RegionKind = "mask"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """
+    A question about an image, its answer, and the masks of the phrases in them.
+
+    Which fields a task uses:
+
+    | task | phrases | fields |
+    | --- | --- | --- |
+    | generic, open-vocabulary | `labels`, things then stuff | `labels`, `num_things` |
+    | referring | `text` | `text` |
+    | reasoning | `text` | `text`, `answer`: an explanation that follows the mask, or None |
+    | grounded-conversation | the parts `spans` of `answer` | `answer`: the caption, `spans` |
+    | interactive | the one entry of `regions` | `regions` |
+    | visual-grounded | the entries of `regions` | `regions`, `labels`: the category of each |
+    | chat | none | `text`, `answer` |
+
+    Attributes:
+        task: a task of `processing_xsam`.
+        text: expression, question or message.
+        labels: category names, each once.
+        num_things: how many of the labels, from the first, are things; the others are stuff.
+        regions: per phrase the visual prompts that it can be asked with, at least one.
+        answer: what the annotation says; None for tasks whose answer is a fixed sentence.
+        spans: [start, end) characters of the phrases in `answer`, in order and without overlap.
+        masks: what is to be segmented, each of the image's size and not empty.
+        mask_phrases: for each mask the index of its phrase. A phrase may have many masks, or none: it is absent.
+        ignored: areas that say nothing about the phrases, such as crowds: neither right nor wrong in evaluation.
+    """
+
+    task: str
+    text: str | None = None
+    labels: tuple[str, ...] = ()
+    num_things: int = 0
+    regions: tuple[tuple[Region, ...], ...] = ()
+    answer: str | None = None
+    spans: tuple[tuple[int, int], ...] = ()
+    masks: tuple[RLE, ...] = ()
+    mask_phrases: tuple[int, ...] = ()
+    ignored: tuple[RLE, ...] = ()
+
+    @property
+    def num_phrases(self) -> int:
+        if self.task == "grounded-conversation":
+            return len(self.spans)
+        if self.task in ("referring", "reasoning"):
+            return 1
+        return len(self.regions) or len(self.labels)
+
+
+@dataclass(frozen=True)
+class AnnotatedSample:
+    """
+    Attributes:
+        image: upright RGB, or None for a conversation without an image.
+        turns: independent questions about the image, or, for chat, one conversation in order.
+        name: file and record, for messages: "annotations/panoptic_train2017.json, image 139".
+        image_id: the annotation's own id of the image, if it has one.
+    """
+
+    image: Image.Image | None
+    turns: tuple[Turn, ...]
+    name: str
+    image_id: int | str | None = None
+
+
+def encode_masks(masks: np.ndarray) -> list[RLE]:
+    """Masks (n, H, W), bool or 0/1, as run-length encodings."""
+    return coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)) if len(masks) else []
+
+
+def decode_masks(masks: Sequence[RLE], image_size: tuple[int, int]) -> np.ndarray:
+    """
+    Run-length encodings as masks, bool (n, H, W).
+
+    Raises:
+        ValueError: if a mask has another size than the image.
+    """
+    for mask in masks:
+        if tuple(mask["size"]) != tuple(image_size):
+            raise ValueError(f"mask of size {tuple(mask['size'])} for an image of (height, width) {tuple(image_size)}")
+    if not masks:
+        return np.zeros((0, *image_size), dtype=bool)
+    return coco_mask.decode(list(masks)).transpose(2, 0, 1).astype(bool)
+
+
+def rle_from_annotation(segmentation: Any, image_size: tuple[int, int]) -> RLE:
+    """
+    A mask in any form that COCO annotations have: polygons, compressed or uncompressed run-length encoding.
+
+    Args:
+        segmentation: list of polygons [x0, y0, x1, y1, ...], or a run-length encoding.
+        image_size: (H, W).
+
+    Raises:
+        ValueError: if it is none of these, has another size than the image, or no pixel.
+    """
+    height, width = image_size
+    try:
+        if isinstance(segmentation, dict):
+            counts = segmentation["counts"]
+            if isinstance(counts, list):
+                rle = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+            else:
+                encoded = counts.encode("ascii") if isinstance(counts, str) else counts
+                rle = {"size": list(segmentation["size"]), "counts": encoded}
+        else:
+            polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
+            rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)) if polygons else None
+    except (KeyError, TypeError, IndexError, UnicodeEncodeError) as error:
+        raise ValueError(
+            f"segmentation {str(segmentation)[:80]} is neither polygons nor run-length encoding"
+        ) from error
+    if rle is None or coco_mask.area(rle) == 0:
+        raise ValueError(f"segmentation {str(segmentation)[:80]} has no pixel")
+    if tuple(rle["size"]) != (height, width):
+        raise ValueError(
+            f"segmentation of size {tuple(rle['size'])} for an image of (height, width) {(height, width)}"
+        )
+    return rle
