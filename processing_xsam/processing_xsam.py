@@ -255,9 +255,9 @@ class XSAMProcessor(XSAMResultMethods, ProcessorMixin):
             self._encode_sample(sample, len(drawn), add_special_tokens)
             for sample, (drawn, _) in zip(samples, regions, strict=True)
         ]
-        data = self._pad([prompt.input_ids for prompt in prompts], padding_side)
+        data = self.pad_sequences([prompt.input_ids for prompt in prompts], padding_side)
         data["image_index"] = torch.tensor(image_index)
-        data |= self._encode_images(rows.images)
+        data |= self.encode_images(rows.images)
         if any(len(drawn) for drawn, _ in regions):
             data["region_masks"] = torch.cat([drawn for drawn, _ in regions])
             data["region_batch_index"] = torch.tensor([row for drawn, row in regions for _ in drawn])
@@ -392,7 +392,8 @@ class XSAMProcessor(XSAMResultMethods, ProcessorMixin):
         copies = {self.image_token_id: self.num_image_tokens, self.region_token_id: self.num_region_tokens}
         return [token_id for token_id in ids for _ in range(copies.get(token_id, 1))]
 
-    def _pad(self, sequences: Sequence[Sequence[int]], padding_side: str) -> dict[str, torch.Tensor]:
+    def pad_sequences(self, sequences: Sequence[Sequence[int]], padding_side: str) -> dict[str, torch.Tensor]:
+        """Token ids of different lengths as `input_ids` and `attention_mask`, int64 (B, L)."""
         if padding_side not in ("left", "right"):
             raise ValueError(f"`padding_side`: {padding_side!r} is neither 'left' nor 'right'")
         longest = max(map(len, sequences))
@@ -411,7 +412,8 @@ class XSAMProcessor(XSAMResultMethods, ProcessorMixin):
             attention_mask[row, start : start + len(sequence)] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    def _encode_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    def encode_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """RGB images as `pixel_values` (I, 3, s, s) and `high_res_pixel_values` (I, 3, S, S); nothing for no images."""
         if not images:
             return {}
         low, high = self.image_processor, self.high_res_image_processor

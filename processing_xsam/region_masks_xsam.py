@@ -120,7 +120,7 @@ def resize_region_masks(masks: torch.Tensor, target: int) -> torch.Tensor:
     """
     height, width = masks.shape[-2:]
     scaled_height, scaled_width = scaled_size((height, width), target)
-    rows, columns = _nearest_indices(height, scaled_height), _nearest_indices(width, scaled_width)
+    rows, columns = nearest_indices(height, scaled_height), nearest_indices(width, scaled_width)
     resized = masks.new_zeros((len(masks), target, target))
     resized[:, :scaled_height, :scaled_width] = masks[:, rows][:, :, columns]
     for lost in torch.nonzero(~resized.flatten(1).any(dim=1)).flatten().tolist():
@@ -139,7 +139,7 @@ def default_thickness(image_size: tuple[int, int]) -> float:
     return max(image_size) * DEFAULT_THICKNESS_FRACTION
 
 
-def _nearest_indices(source: int, target: int) -> torch.Tensor:
+def nearest_indices(source: int, target: int) -> torch.Tensor:
     """Index of the source pixel below the centre of each target pixel, as PIL's nearest filter takes it."""
     centres = (torch.arange(target, dtype=torch.float64) + 0.5) * (source / target)
     return centres.long().clamp(max=source - 1)

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-app = typer.Typer(help="X-SAM: segment images, convert checkpoints.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="X-SAM: segment images, train, convert checkpoints.", no_args_is_help=True, add_completion=False
+)
 
 
 @app.command()
@@ -83,6 +85,24 @@ def convert(
     typer.echo(plan.report())
     if tokenizer is not None:
         _save_processor(output)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    recipe: Annotated[
+        Path, typer.Argument(help="YAML file, see training/recipes; --field=value overrides its fields")
+    ],
+) -> None:
+    """Train a stage as a recipe says. With several processes: accelerate launch -m xsam_training.train RECIPE."""
+    from xsam_training.arguments import parse_recipe
+    from xsam_training.train import build_trainer, run
+
+    try:
+        trainer = build_trainer(parse_recipe(recipe, context.args))
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    run(trainer)
 
 
 def _save_processor(folder: Path) -> None:

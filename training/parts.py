@@ -1,0 +1,38 @@
+"""Which parts of a model learn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def set_trainable_parts(model: PreTrainedModel, parts: Sequence[str] | None) -> None:
+    """
+    Freeze everything but some modules. What no loss can reach is frozen in any case.
+
+    Args:
+        parts: names of direct sub-modules, or None for all.
+
+    Raises:
+        ValueError: if there is no such module.
+    """
+    children = dict(model.named_children())
+    unknown = [part for part in parts or [] if part not in children]
+    if unknown:
+        raise ValueError(f"trainable: the model has no part {unknown}; its parts are {', '.join(children)}.")
+    for name, child in children.items():
+        child.requires_grad_(parts is None or name in parts)
+    model.freeze_unused_parts()
+
+
+def describe_parts(model: nn.Module) -> str:
+    """A line per direct sub-module: learning and frozen parameters."""
+    learning, frozen = Counter(), Counter()
+    for name, parameter in model.named_parameters():
+        counts = learning if parameter.requires_grad else frozen
+        counts[name.split(".")[0]] += parameter.numel()
+    rows = [f"  {name:24s} {learning[name]:>15,} learn {frozen[name]:>15,} frozen" for name in {**learning, **frozen}]
+    return "\n".join(["parameters:", *rows])

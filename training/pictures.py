@@ -1,0 +1,144 @@
+"""Pictures of what a model in training predicts, beside what the annotation says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from processing_xsam import AnySegmentationPipeline, XSAMProcessor
+from processing_xsam.image_processing_xsam import resize_longest_side
+from processing_xsam.post_processing_xsam import Geometry, panoptic, to_pipeline_segment
+from processing_xsam.visualization_xsam import contact_sheet, visualize
+
+from .data.samples import AnnotatedSample, Turn, decode_masks
+from .dataset import TrainingDataset
+
+logger = logging.getLogger(__name__)
+
+MAX_NEW_TOKENS = 128
+
+
+class PredictionPictures(TrainerCallback):
+    """
+    Writes a contact sheet `pictures/step-N.png` into the output folder every `picture_steps` steps.
+
+    Args:
+        trainer: whose model is asked. All processes ask it, since a sharded model answers with all of them.
+        dataset: its first `picture_samples` samples are shown, evenly spread over the data sets.
+    """
+
+    def __init__(self, trainer: Trainer, dataset: TrainingDataset, processor: XSAMProcessor) -> None:
+        self.trainer = trainer
+        self.dataset = dataset
+        self.processor = processor
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % args.picture_steps:
+            return
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        was_training = model.training
+        model.eval()
+        pictures = [
+            picture
+            for index in spread(self.dataset.lengths, args.picture_samples)
+            for picture in self._picture(model, self.dataset[index].sample)
+        ]
+        model.train(was_training)
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / "pictures"
+            folder.mkdir(parents=True, exist_ok=True)
+            contact_sheet(pictures, columns=2).save(folder / f"step-{state.global_step}.png")
+
+    def _picture(self, model: PreTrainedModel, sample: AnnotatedSample) -> list[tuple[str, Image.Image]]:
+        """Annotation and prediction of a sample's first question; nothing for a sample without an image."""
+        if sample.image is None:
+            return []
+        turn = sample.turns[0]
+        segments, text = annotated_segments(turn, sample.image)
+        found, answer = predict(model, self.processor, sample.image, turn)
+        title = f"{turn.task} {turn.text or ''}".strip()
+        return [
+            (f"{title}: annotation", visualize(sample.image, segments, text)),
+            (f"{title}: step {self.trainer.state.global_step}", visualize(sample.image, found, answer)),
+        ]
+
+
+def spread(lengths: Sequence[int], count: int) -> list[int]:
+    """Indices of about `count` samples, as many of each data set as of the others."""
+    share = max(1, count // len(lengths))
+    starts = [sum(lengths[:place]) for place in range(len(lengths))]
+    return [
+        start + place for start, length in zip(starts, lengths, strict=True) for place in range(min(share, length))
+    ]
+
+
+def annotated_segments(turn: Turn, image: Image.Image) -> tuple[list[dict[str, Any]], str | None]:
+    """The annotation of a turn in the form of the pipeline's results."""
+    masks = decode_masks(turn.masks, (image.height, image.width))
+    return [
+        {
+            "label": _phrase_name(turn, phrase),
+            "score": None,
+            "mask": Image.fromarray(mask).convert("L"),
+            **({"span": turn.spans[phrase]} if turn.spans else {}),
+        }
+        for mask, phrase in zip(masks, turn.mask_phrases, strict=True)
+    ], turn.answer
+
+
+def predict(
+    model: PreTrainedModel, processor: XSAMProcessor, image: Image.Image, turn: Turn
+) -> tuple[list[dict[str, Any]], str | None]:
+    """What a model says to a turn's question: segments in the form of the pipeline's results, and its text."""
+    if not hasattr(model, "segment"):
+        return _predict_categories(model, processor, image, turn), None
+    result = AnySegmentationPipeline(model=model, processor=processor)(
+        image, task=turn.task, **question(turn, (image.height, image.width)), max_new_tokens=MAX_NEW_TOKENS
+    )
+    if turn.task == "interactive":
+        (result,) = result if result and isinstance(result[0], list) else [result]
+    return (result["segments"], result["text"]) if isinstance(result, dict) else (result, None)
+
+
+def question(turn: Turn, image_size: tuple[int, int]) -> dict[str, Any]:
+    """
+    A turn's question as arguments of the pipeline and of the processor; of several visual prompts for a phrase, the
+    first.
+    """
+    if turn.regions:
+        return {"masks": decode_masks([regions[0].mask for regions in turn.regions], image_size)}
+    if turn.labels:
+        return {
+            "labels": {"thing": list(turn.labels[: turn.num_things]), "stuff": list(turn.labels[turn.num_things :])}
+        }
+    return {} if turn.text is None else {"text": turn.text}
+
+
+@torch.no_grad()
+def _predict_categories(
+    model: PreTrainedModel, processor: XSAMProcessor, image: Image.Image, turn: Turn
+) -> list[dict[str, Any]]:
+    """Stage 1 has no language model: its classes are the data set's categories."""
+    size = processor.high_res_size
+    inputs = processor.high_res_image_processor(
+        [resize_longest_side(image, size)], do_resize=False, return_tensors="pt"
+    ).to(model.device)
+    outputs = model(inputs["pixel_values"])
+    stuff = range(turn.num_things, len(turn.labels))
+    geometry = Geometry(size, (image.height, image.width))
+    segments = panoptic(outputs.class_queries_logits[0], outputs.masks_queries_logits[0], geometry, stuff)
+    return [to_pipeline_segment(segment, turn.labels[segment.label_id]) for segment in segments]
+
+
+def _phrase_name(turn: Turn, phrase: int) -> str:
+    if turn.labels:
+        return turn.labels[phrase]
+    if turn.spans:
+        return turn.answer[slice(*turn.spans[phrase])]
+    return turn.text or f"region {phrase}"

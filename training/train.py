@@ -1,0 +1,207 @@
+"""
+`xsam train RECIPE.yaml [--field=value ...]`, or for several processes
+`accelerate launch -m xsam_training.train RECIPE.yaml [--field=value ...]`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from processing_xsam import XSAMProcessor
+
+from .arguments import Arguments, DataArguments, XSAMTrainingArguments, parse_recipe
+from .collator import XSAMCollator, XSAMUniversalCollator
+from .data.drawing import DrawOptions
+from .data.formats import build_reader
+from .data.reader import SampleReader
+from .dataset import TrainingDataset
+from .initialization import build_config, build_generation_config, build_model, build_processor
+from .parts import describe_parts, set_trainable_parts
+from .pictures import PredictionPictures
+from .sampler import MixedBatchSampler, SourceBatchSampler, balance_table, repeat_factors
+from .trainer import XSAMTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train(recipe: str | Path, overrides: Sequence[str] = ()) -> XSAMTrainer:
+    """
+    Train as a recipe says.
+
+    Args:
+        recipe: YAML file with fields of the argument groups in `arguments.py`.
+        overrides: `--field=value`.
+
+    Returns:
+        The trainer; its model and processor are saved in `output_dir`.
+    """
+    return run(build_trainer(parse_recipe(recipe, overrides)))
+
+
+def run(trainer: XSAMTrainer) -> XSAMTrainer:
+    """Train, from `resume_from_checkpoint` on ("last" is the newest in `output_dir`), and save the result."""
+    result = trainer.train(resume_from_checkpoint=_checkpoint(trainer.args))
+    trainer.save_model()
+    trainer.save_state()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    return trainer
+
+
+def build_trainer(arguments: Arguments) -> XSAMTrainer:
+    """Everything of a run that is ready to train, after its data, weights and parts were reported."""
+    model_args, data_args, lora_args, args = arguments
+    set_seed(args.seed)
+    say = _announce(args)
+    train_set = _dataset(data_args.datasets, data_args, "datasets")
+    eval_set = _dataset(data_args.eval_datasets, data_args, "eval_datasets") if data_args.eval_datasets else None
+    factors = repeat_factors(train_set.lengths, data_args.balance_threshold)
+    say(balance_table(_names(data_args.datasets), train_set.lengths, factors))
+    _report_skipped(train_set, data_args.datasets, say)
+
+    processor = build_processor(model_args)
+    labels = _category_names(train_set) if model_args.stage == 1 else ()
+    config = build_config(model_args, processor.tokenizer, labels)
+    model, report = build_model(model_args, config)
+    say(str(report))
+    set_trainable_parts(model, model_args.trainable)
+    if model_args.stage != 1:
+        model.generation_config = build_generation_config(processor)
+    if lora_args.lora:
+        model = _with_adapters(model, lora_args)
+    say(describe_parts(model))
+
+    train_collator, eval_collator = _collators(model_args.stage, processor, data_args, args)
+    sampler_class = MixedBatchSampler if data_args.mix_sources else SourceBatchSampler
+    trainer = XSAMTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_set,
+        train_batch_sampler=sampler_class(
+            train_set.lengths,
+            args.per_device_train_batch_size,
+            num_processes=args.world_size,
+            factors=factors,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+        ),
+        eval_dataset=eval_set,
+        data_collator=train_collator,
+        eval_collator=eval_collator,
+        processing_class=processor,
+    )
+    if args.picture_steps:
+        trainer.add_callback(PredictionPictures(trainer, eval_set or train_set, processor))
+    return trainer
+
+
+def _dataset(specs: list[Any] | None, data_args: DataArguments, field: str) -> TrainingDataset:
+    if not specs:
+        raise ValueError(f"{field}: the recipe names no data set.")
+    readers = [build_reader(spec, data_args.data_root, data_args.on_error) for spec in specs]
+    return TrainingDataset(readers, data_args.on_error)
+
+
+def _names(specs: list[Any]) -> list[str]:
+    return [spec.get("name", spec["format"]) for spec in specs]
+
+
+def _report_skipped(dataset: TrainingDataset, specs: list[Any], say: Any) -> None:
+    for name, reader in zip(_names(specs), dataset.datasets, strict=True):
+        if reader.skipped:
+            say(f"{name}: {reader.skipped.total()} records left out: {dict(reader.skipped)}")
+
+
+def _category_names(dataset: TrainingDataset) -> tuple[str, ...]:
+    """
+    The categories of stage 1's linear head.
+
+    Raises:
+        ValueError: if the data sets have different ones.
+    """
+    lists = {_labels_of(reader) for reader in dataset.datasets}
+    if len(lists) != 1:
+        raise ValueError(f"stage 1 has one list of categories, but the data sets have {len(lists)} different ones.")
+    return lists.pop()
+
+
+def _labels_of(reader: SampleReader) -> tuple[str, ...]:
+    return reader[0].turns[0].labels
+
+
+def _collators(
+    stage: int, processor: XSAMProcessor, data_args: DataArguments, args: XSAMTrainingArguments
+) -> tuple[Any, Any]:
+    """Collators of training and evaluation. Evaluation draws nothing that can be left alone."""
+    if stage == 1:
+        jitter = (data_args.jitter_min, data_args.jitter_max)
+        return XSAMUniversalCollator(processor, None if jitter == (1.0, 1.0) else jitter), XSAMUniversalCollator(
+            processor, None
+        )
+    options = DrawOptions(
+        max_turns=data_args.max_turns,
+        whole_list_share=data_args.whole_list_share,
+        max_absent_labels=data_args.max_absent_labels,
+        negative_share=data_args.negative_share,
+        max_negatives=data_args.max_negatives,
+    )
+    sharded = bool(args.fsdp) or args.deepspeed is not None or args.fsdp_plugin_args is not None
+    train_collator = XSAMCollator(
+        processor,
+        max_length=data_args.max_length,
+        options=options,
+        group_referring=data_args.group_referring,
+        vary_prompts=data_args.vary_prompts,
+        blank_image=sharded,
+    )
+    eval_collator = XSAMCollator(
+        processor,
+        max_length=data_args.max_length,
+        options=DrawOptions(whole_list_share=1.0, negative_share=0.0, max_turns=data_args.max_turns),
+        group_referring=False,
+        vary_prompts=False,
+        blank_image=sharded,
+    )
+    return train_collator, eval_collator
+
+
+def _with_adapters(model: Any, lora_args: Any) -> Any:
+    from peft import get_peft_model
+
+    from .adapters import lora_config
+
+    return get_peft_model(
+        model,
+        lora_config(
+            model,
+            rank=lora_args.lora_rank,
+            alpha=lora_args.lora_alpha,
+            dropout=lora_args.lora_dropout,
+            image_towers=lora_args.lora_towers,
+        ),
+    )
+
+
+def _announce(args: XSAMTrainingArguments) -> Any:
+    """Print on the main process alone."""
+    return print if args.process_index == 0 else (lambda _: None)
+
+
+def _checkpoint(args: XSAMTrainingArguments) -> str | None:
+    """The checkpoint to go on from. "last" is the newest in `output_dir`, or none at the first start."""
+    if args.resume_from_checkpoint in ("last", True):
+        return get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    return args.resume_from_checkpoint
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit("usage: python -m xsam_training.train RECIPE.yaml [--field=value ...]")
+    logging.basicConfig(level=logging.INFO)
+    train(sys.argv[1], sys.argv[2:])

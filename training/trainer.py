@@ -1,0 +1,292 @@
+"""
+transformers' Trainer for X-SAM: denominators of the losses over a whole optimiser step, batches from several data sets,
+learning rates by module, and a log that shows every part of the loss.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput, seed_worker
+
+from modeling_xsam.loss_xsam import count_loss_items
+
+from .arguments import XSAMTrainingArguments
+from .collator import IGNORED_LABEL
+from .dataset import TrainingDataset
+from .sampler import XSAMBatchSampler
+
+Collator = Callable[[list], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class StepItems:
+    """
+    What the losses of one optimiser step are divided by: counted over its forward passes and over all processes.
+
+    Attributes:
+        num_tokens: tokens with a language loss.
+        num_masks: masks of all `<SEG>`s (in stage 1, images).
+        class_weight: class weights of all queries.
+    """
+
+    num_tokens: torch.Tensor
+    num_masks: torch.Tensor
+    class_weight: torch.Tensor
+
+
+class XSAMTrainer(Trainer):
+    """
+    Args:
+        train_batch_sampler: keys of `train_dataset`, batch by batch, the same on all processes.
+        eval_collator: of `eval_dataset`; `data_collator` is that of training.
+    """
+
+    args: XSAMTrainingArguments
+    # `compute_loss` returns a share of the whole step's loss.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        args: XSAMTrainingArguments,
+        train_dataset: TrainingDataset | None = None,
+        train_batch_sampler: XSAMBatchSampler | None = None,
+        eval_collator: Collator | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(args=args, train_dataset=train_dataset, **kwargs)
+        # The Trainer counts label tokens only for models that take the count; ours is given all three.
+        self.model_accepts_loss_kwargs = True
+        self.train_batch_sampler = train_batch_sampler
+        self.eval_collator = eval_collator or self.data_collator
+        self._train_parts = LossParts()
+        self._eval_parts = LossParts()
+        self._last_log = (time.perf_counter(), 0)
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        if self.train_dataset is None or self.train_batch_sampler is None:
+            raise ValueError("training needs train_dataset and train_batch_sampler.")
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.train_batch_sampler,
+            collate_fn=self.data_collator,
+            worker_init_fn=partial(
+                seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+            ),
+            **self._worker_options(),
+        )
+        return self.accelerator.prepare(loader)
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader:
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("evaluation needs eval_dataset.")
+        loader = DataLoader(
+            dataset, batch_size=self.args.eval_batch_size, collate_fn=self.eval_collator, **self._worker_options()
+        )
+        return self.accelerator.prepare(loader)
+
+    def _worker_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+        }
+
+    # Loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], StepItems]:
+        """The forward passes of one optimiser step, and what their losses are divided by."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        decoder_config = self.accelerator.unwrap_model(self.model).config.mask_decoder_config
+        counts = torch.zeros(3, dtype=torch.float64)
+        for batch in batches:
+            if "labels" in batch:
+                # The first token is nobody's prediction.
+                counts[0] += batch["labels"][:, 1:].ne(IGNORED_LABEL).sum().cpu()
+            if "class_labels" in batch:
+                items = count_loss_items(batch["class_labels"], decoder_config)
+                counts[1] += items.num_masks.cpu()
+                counts[2] += items.class_weight.cpu()
+        counts = counts.float().to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts).view(-1, 3).sum(0)
+        return batches, StepItems(*counts)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: StepItems | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """
+        The loss of one forward pass. With `num_items_in_batch` it is this pass's share of the step's loss, times the
+        number of processes, over which gradients and logged losses are averaged.
+        """
+        if num_items_in_batch is None:
+            outputs = model(**inputs)
+            self._eval_parts.add(outputs.loss_dict, 1)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        denominators = {
+            "num_masks_in_batch": num_items_in_batch.num_masks,
+            "class_weight_in_batch": num_items_in_batch.class_weight,
+        }
+        if "labels" in inputs:
+            denominators["num_items_in_batch"] = num_items_in_batch.num_tokens.clamp(min=1)
+        outputs = model(**inputs, **denominators)
+        scale = self.accelerator.num_processes
+        self._train_parts.add(outputs.loss_dict, scale)
+        loss = outputs.loss * scale
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """The loss alone: masks and classes of different samples have no common shape."""
+        with torch.no_grad():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        self._eval_parts.clear()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        for name, value in self._eval_parts.means(self.accelerator).items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        return output
+
+    # Optimiser
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimiser, with the learning rate of each module of `learning_rate_factors` scaled."""
+        optimizer = super().create_optimizer(model)
+        factors = self.args.learning_rate_factors or {}
+        names = {parameter: name for name, parameter in (model or self.model).named_parameters()}
+        unknown = [part for part in factors if not any(_belongs(name, part) for name in names.values())]
+        if unknown:
+            raise ValueError(f"learning_rate_factors: the model has no module {unknown}.")
+        groups = []
+        for group in optimizer.param_groups:
+            by_factor = defaultdict(list)
+            for parameter in group["params"]:
+                factor = next((f for part, f in factors.items() if _belongs(names[parameter], part)), 1.0)
+                by_factor[factor].append(parameter)
+            groups += [{**group, "params": params, "lr": group["lr"] * factor} for factor, params in by_factor.items()]
+        optimizer.param_groups[:] = groups
+        return optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Warm-up and drops at `learning_rate_drop_epochs`, or the schedule that the arguments name."""
+        if self.lr_scheduler is not None or not self.args.learning_rate_drop_epochs:
+            return super().create_scheduler(num_training_steps, optimizer)
+        epochs = self.args.num_train_epochs
+        drops = [round(num_training_steps * epoch / epochs) for epoch in self.args.learning_rate_drop_epochs]
+        self.lr_scheduler = LambdaLR(
+            self.optimizer if optimizer is None else optimizer,
+            partial(
+                _warmup_and_drops,
+                warmup=self.args.get_warmup_steps(num_training_steps),
+                drops=drops,
+                factor=self.args.learning_rate_drop_factor,
+            ),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # Log
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds every part of the loss, samples a second and memory to what is logged in training."""
+        if "loss" in logs:
+            now, step = time.perf_counter(), self.state.global_step
+            steps = max(1, step - self._last_log[1])
+            logs |= self._train_parts.means(self.accelerator, steps)
+            samples = self.get_total_train_batch_size(self.args) * steps
+            logs["samples_per_second"] = samples / (now - self._last_log[0])
+            logs["memory_gb"] = _memory_in_use(self.args.device) / 2**30
+            self._train_parts.clear()
+            self._last_log = (now, step)
+        super().log(logs, start_time)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._last_log = (time.perf_counter(), self.state.global_step)
+        return super()._inner_training_loop(*args, **kwargs)
+
+
+class LossParts:
+    """Running sums of the parts of a loss. A part that some process has not seen counts as 0 there."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def add(self, parts: dict[str, torch.Tensor], scale: float) -> None:
+        self._count += 1
+        for name, value in parts.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach() * scale
+
+    def means(self, accelerator: Any, count: int | None = None) -> dict[str, float]:
+        """
+        Mean over `count` (by default, the number of additions) and over processes. Every process has to call it.
+        """
+        names = sorted({name for names in _gather_objects(accelerator, list(self._sums)) for name in names})
+        if not names:
+            return {}
+        sums = torch.stack([torch.as_tensor(self._sums.get(name, 0.0)).float() for name in names])
+        values = accelerator.reduce(sums.to(accelerator.device), reduction="mean") / (count or max(1, self._count))
+        return dict(zip(names, values.tolist(), strict=True))
+
+
+def _gather_objects(accelerator: Any, value: list[str]) -> list[list[str]]:
+    if accelerator.num_processes == 1:
+        return [value]
+    gathered: list[list[str]] = [[] for _ in range(accelerator.num_processes)]
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+def _belongs(name: str, part: str) -> bool:
+    """Whether a parameter belongs to a module, also inside wrappers that put something in front of its name."""
+    return f".{part}." in f".{name}"
+
+
+def _warmup_and_drops(step: int, warmup: int, drops: list[int], factor: float) -> float:
+    if step < warmup:
+        return step / max(1, warmup)
+    return factor ** sum(step >= drop for drop in drops)
+
+
+def _memory_in_use(device: torch.device) -> int:
+    """Bytes: the peak on a GPU, the process's resident memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+__all__ = ["StepItems", "XSAMTrainer"]
