@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
@@ -145,11 +145,11 @@ def parse_recipe(recipe: str | Path, overrides: Sequence[str] = ()) -> Arguments
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of arguments to values, got {type(values).__name__}")
     values = {**values, **_parse_overrides(overrides)}
-    known = {entry.name: entry for group in ARGUMENT_GROUPS for entry in fields(group) if entry.init}
+    known = {entry.name: kind for group in ARGUMENT_GROUPS for entry, kind in _typed_fields(group) if entry.init}
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"{path}: unknown arguments {unknown}; see the fields in training/arguments.py")
-    typed = {name: _coerce(value, str(known[name].type)) for name, value in values.items()}
+    typed = {name: _as_number(value, known[name]) for name, value in values.items()}
     return HfArgumentParser(ARGUMENT_GROUPS).parse_dict(typed)
 
 
@@ -167,14 +167,19 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _coerce(value: Any, annotation: str) -> Any:
-    """YAML reads 1e-4 as a string; fields that are numbers get numbers."""
-    if isinstance(value, str) and "float" in annotation:
+def _typed_fields(group: type) -> list[tuple[Field, Any]]:
+    hints = get_type_hints(group)
+    return [(entry, hints[entry.name]) for entry in fields(group)]
+
+
+def _as_number(value: Any, kind: Any) -> Any:
+    """YAML reads 1e-4 as a string, and 1 as an integer: fields that are floats get floats."""
+    if float in (kind, *get_args(kind)) and isinstance(value, (str, int)) and not isinstance(value, bool):
         try:
             return float(value)
         except ValueError:
             return value
-    return float(value) if annotation == "float" and isinstance(value, int) else value
+    return value
 
 
 def _parse_dicts(arguments: Any, *names: str) -> None:

@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -34,7 +33,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from modeling_xsam import XSAMConfig, XSAMForSegmentation, XSAMForUniversalSegmentation
 from processing_xsam import XSAMProcessor
@@ -46,6 +45,8 @@ from .arguments import ModelArguments
 
 SEGMENTOR_PARTS = ("high_res_vision_tower.", "connector.", "mask_decoder.")
 PROJECTOR_PARTS = ("multi_modal_projector.", "high_res_projector.")
+# Marks tensors of a source that are only named in the report.
+NOT_READ = "(not read) "
 VOCABULARY_WEIGHTS = ("lm_head.weight", "embed_tokens.weight")
 
 
@@ -114,7 +115,7 @@ def build_config(arguments: ModelArguments, tokenizer: Any, labels: tuple[str, .
         labels: category names of stage 1's linear head.
     """
     if arguments.model is not None:
-        base = XSAMConfig.from_pretrained(arguments.model).to_dict()
+        base = _saved_config(arguments.model)
     else:
         base = _tower_configs(arguments)
     overrides = _merge(base, arguments.config or {})
@@ -180,8 +181,7 @@ def _sources(arguments: ModelArguments) -> Iterator[tuple[str, Iterator[tuple[st
     for part in ("vision_tower", "high_res_vision_tower"):
         source = getattr(arguments, part)
         if source is not None:
-            tower = _load_tower(source)
-            yield source, ((f"{part}.{key}", value) for key, value in tower.state_dict().items())
+            yield source, _tower_tensors(source, part)
     for source, parts in ((arguments.segmentor, SEGMENTOR_PARTS), (arguments.projectors, PROJECTOR_PARTS)):
         if source is not None:
             yield source, _checkpoint_tensors(source, parts)
@@ -190,15 +190,36 @@ def _sources(arguments: ModelArguments) -> Iterator[tuple[str, Iterator[tuple[st
 
 
 def _language_model_tensors(source: str) -> Iterator[tuple[str, torch.Tensor]]:
-    model = AutoModelForCausalLM.from_pretrained(source)
+    model, unexpected = _load_pretrained(AutoModelForCausalLM, source)
     prefix = model.base_model_prefix + "."
     for key, value in model.state_dict().items():
         yield f"language_model.{key[len(prefix) :]}" if key.startswith(prefix) else key, value
+    yield from unexpected
 
 
-def _load_tower(source: str) -> nn.Module:
+def _tower_tensors(source: str, part: str) -> Iterator[tuple[str, torch.Tensor]]:
     """The image tower of a checkpoint, which may be that of a model with more parts."""
-    return AutoModel.from_pretrained(source, config=_tower_config(source))
+    tower, unexpected = _load_pretrained(AutoModel, source, config=_tower_config(source))
+    for key, value in tower.state_dict().items():
+        yield f"{part}.{key}", value
+    yield from unexpected
+
+
+def _load_pretrained(
+    model_class: Any, source: str, **kwargs: Any
+) -> tuple[PreTrainedModel, list[tuple[str, torch.Tensor]]]:
+    """A pretrained model, and what of its checkpoint it has no place for; said in our report, not in the log."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = model_class.from_pretrained(source, output_loading_info=True, **kwargs)
+    finally:
+        logging.set_verbosity(verbosity)
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{source} lacks {len(info['missing_keys'])} weights, among them {sorted(info['missing_keys'])[0]}."
+        )
+    return model, [(NOT_READ + key, torch.empty(0)) for key in sorted(info["unexpected_keys"])]
 
 
 def _tower_config(source: str) -> PreTrainedConfig:
@@ -223,7 +244,7 @@ def _checkpoint_tensors(source: str, prefixes: tuple[str, ...]) -> Iterator[tupl
                 if key.startswith(prefixes):
                     yield key, tensors.get_tensor(key)
                 else:
-                    yield f"(not read) {key}", torch.empty(0)
+                    yield NOT_READ + key, torch.empty(0)
 
 
 @torch.no_grad()
@@ -232,7 +253,7 @@ def _load(name: str, tensors: Iterator[tuple[str, torch.Tensor]], targets: Mappi
     for key, value in tensors:
         target = targets.get(key)
         if target is None:
-            report.unused.append(key.removeprefix("(not read) "))
+            report.unused.append(key.removeprefix(NOT_READ))
             continue
         if key.endswith(VOCABULARY_WEIGHTS) and value.shape[1:] == target.shape[1:]:
             _copy_vocabulary(target, value)
@@ -273,7 +294,7 @@ def _tower_configs(arguments: ModelArguments) -> dict[str, Any]:
     for source in (arguments.projectors, arguments.segmentor):
         if source is not None:
             # What stands in a checkpoint of an earlier stage holds for what it gives.
-            saved = XSAMConfig.from_pretrained(source).to_dict()
+            saved = _saved_config(source)
             shared = ("high_res_vision_config", "mask_decoder_config", "connector_feature_layers")
             shared += ("connector_scale_factors", "connector_hidden_size")
             configs.update({name: saved[name] for name in shared})
@@ -281,6 +302,13 @@ def _tower_configs(arguments: ModelArguments) -> dict[str, Any]:
                 configs.setdefault("text_config", saved["text_config"])
                 configs.setdefault("vision_config", saved["vision_config"])
     return configs
+
+
+def _saved_config(source: str) -> dict[str, Any]:
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type != XSAMConfig.model_type:
+        raise ValueError(f"{source} is a checkpoint of {config.model_type!r}: give one that a stage of X-SAM has saved.")
+    return config.to_dict()
 
 
 def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
