@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from processing_xsam import XSAMProcessor
 from processing_xsam.image_processing_xsam import resize_longest_side
@@ -54,8 +53,6 @@ class XSAMCollator:
         group_referring: whether the referring phrases of a batch are each other's negatives (`phrase_group_ids`), as
             in the original.
         vary_prompts: whether sentences are drawn from their variants instead of using the first of them.
-        blank_image: whether a batch without images gets a blank one that no sample looks at, so that sharded image
-            towers run on every process.
     """
 
     processor: XSAMProcessor
@@ -63,7 +60,6 @@ class XSAMCollator:
     options: DrawOptions = field(default_factory=DrawOptions)
     group_referring: bool = True
     vary_prompts: bool = True
-    blank_image: bool = False
 
     def __call__(self, items: Sequence[TrainingItem]) -> dict[str, Any]:
         """
@@ -160,8 +156,6 @@ class XSAMCollator:
     def _image_tensors(self, samples: Sequence[AnnotatedSample]) -> dict[str, torch.Tensor]:
         images = [sample.image for sample in samples if sample.image is not None]
         index = torch.tensor([-1 if row is None else row for row in _image_rows(samples)])
-        if not images and self.blank_image:
-            images = [Image.new("RGB", (self.processor.high_res_size, self.processor.high_res_size))]
         return {"image_index": index, **self.processor.encode_images(images)}
 
     def _region_tensors(

@@ -114,10 +114,7 @@ def build_config(arguments: ModelArguments, tokenizer: Any, labels: tuple[str, .
         tokenizer: with the five structure tokens.
         labels: category names of stage 1's linear head.
     """
-    if arguments.model is not None:
-        base = _saved_config(arguments.model)
-    else:
-        base = _tower_configs(arguments)
+    base = _tower_configs(arguments) if arguments.model is None else _saved_config(arguments.model)
     overrides = _merge(base, arguments.config or {})
     ids = dict(
         zip(
@@ -307,7 +304,9 @@ def _tower_configs(arguments: ModelArguments) -> dict[str, Any]:
 def _saved_config(source: str) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(source)
     if config.model_type != XSAMConfig.model_type:
-        raise ValueError(f"{source} is a checkpoint of {config.model_type!r}: give one that a stage of X-SAM has saved.")
+        raise ValueError(
+            f"{source} is a checkpoint of {config.model_type!r}: give one that a stage of X-SAM has saved."
+        )
     return config.to_dict()
 
 

@@ -9,6 +9,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
+# What PEFT puts in front of the names of a model with adapters.
+ADAPTED = "base_model.model."
+
+
 def set_trainable_parts(model: PreTrainedModel, parts: Sequence[str] | None) -> None:
     """
     Freeze everything but some modules. What no loss can reach is frozen in any case.
@@ -33,6 +37,6 @@ def describe_parts(model: nn.Module) -> str:
     learning, frozen = Counter(), Counter()
     for name, parameter in model.named_parameters():
         counts = learning if parameter.requires_grad else frozen
-        counts[name.split(".")[0]] += parameter.numel()
+        counts[name.removeprefix(ADAPTED).split(".")[0]] += parameter.numel()
     rows = [f"  {name:24s} {learning[name]:>15,} learn {frozen[name]:>15,} frozen" for name in {**learning, **frozen}]
     return "\n".join(["parameters:", *rows])

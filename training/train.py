@@ -11,12 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from processing_xsam import XSAMProcessor
 
-from .arguments import Arguments, DataArguments, XSAMTrainingArguments, parse_recipe
+from .adapters import lora_config
+from .arguments import (
+    Arguments,
+    DataArguments,
+    LoraArguments,
+    ModelArguments,
+    XSAMTrainingArguments,
+    parse_recipe,
+)
 from .collator import XSAMCollator, XSAMUniversalCollator
 from .data.drawing import DrawOptions
 from .data.formats import build_reader
@@ -75,10 +84,10 @@ def build_trainer(arguments: Arguments) -> XSAMTrainer:
     if model_args.stage != 1:
         model.generation_config = build_generation_config(processor)
     if lora_args.lora:
-        model = _with_adapters(model, lora_args)
+        model = _with_adapters(model, model_args, lora_args, args, processor)
     say(describe_parts(model))
 
-    train_collator, eval_collator = _collators(model_args.stage, processor, data_args, args)
+    train_collator, eval_collator = _collators(model_args.stage, processor, data_args)
     sampler_class = MixedBatchSampler if data_args.mix_sources else SourceBatchSampler
     trainer = XSAMTrainer(
         model=model,
@@ -86,7 +95,7 @@ def build_trainer(arguments: Arguments) -> XSAMTrainer:
         train_dataset=train_set,
         train_batch_sampler=sampler_class(
             train_set.lengths,
-            args.per_device_train_batch_size,
+            args.train_batch_size,
             num_processes=args.world_size,
             factors=factors,
             seed=args.data_seed if args.data_seed is not None else args.seed,
@@ -135,9 +144,7 @@ def _labels_of(reader: SampleReader) -> tuple[str, ...]:
     return reader[0].turns[0].labels
 
 
-def _collators(
-    stage: int, processor: XSAMProcessor, data_args: DataArguments, args: XSAMTrainingArguments
-) -> tuple[Any, Any]:
+def _collators(stage: int, processor: XSAMProcessor, data_args: DataArguments) -> tuple[Any, Any]:
     """Collators of training and evaluation. Evaluation draws nothing that can be left alone."""
     if stage == 1:
         jitter = (data_args.jitter_min, data_args.jitter_max)
@@ -151,14 +158,12 @@ def _collators(
         negative_share=data_args.negative_share,
         max_negatives=data_args.max_negatives,
     )
-    sharded = bool(args.fsdp) or args.deepspeed is not None or args.fsdp_plugin_args is not None
     train_collator = XSAMCollator(
         processor,
         max_length=data_args.max_length,
         options=options,
         group_referring=data_args.group_referring,
         vary_prompts=data_args.vary_prompts,
-        blank_image=sharded,
     )
     eval_collator = XSAMCollator(
         processor,
@@ -166,26 +171,36 @@ def _collators(
         options=DrawOptions(whole_list_share=1.0, negative_share=0.0, max_turns=data_args.max_turns),
         group_referring=False,
         vary_prompts=False,
-        blank_image=sharded,
     )
     return train_collator, eval_collator
 
 
-def _with_adapters(model: Any, lora_args: Any) -> Any:
-    from peft import get_peft_model
-
-    from .adapters import lora_config
-
-    return get_peft_model(
+def _with_adapters(
+    model: PreTrainedModel,
+    model_args: ModelArguments,
+    lora_args: LoraArguments,
+    args: XSAMTrainingArguments,
+    processor: XSAMProcessor,
+) -> PeftModel:
+    """
+    Adapters are saved without their base, and name it instead: the checkpoint `model`, or, for a base that was put
+    together from several sources, a folder in `output_dir`.
+    """
+    base = Path(args.output_dir) / "base" if model_args.model is None else model_args.model
+    if model_args.model is None:
+        with args.main_process_first(desc="saving the base of the adapters"):
+            if not base.is_dir():
+                model.save_pretrained(base)
+                processor.save_pretrained(base)
+    model.name_or_path = str(base)
+    config = lora_config(
         model,
-        lora_config(
-            model,
-            rank=lora_args.lora_rank,
-            alpha=lora_args.lora_alpha,
-            dropout=lora_args.lora_dropout,
-            image_towers=lora_args.lora_towers,
-        ),
+        rank=lora_args.lora_rank,
+        alpha=lora_args.lora_alpha,
+        dropout=lora_args.lora_dropout,
+        image_towers=lora_args.lora_towers,
     )
+    return get_peft_model(model, config)
 
 
 def _announce(args: XSAMTrainingArguments) -> Any:

@@ -235,6 +235,11 @@ class XSAMTrainer(Trainer):
         self._last_log = (time.perf_counter(), self.state.global_step)
         return super()._inner_training_loop(*args, **kwargs)
 
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
+        # On several processes, a loader that skips the batches before a checkpoint hides the sampler from `set_epoch`.
+        self.train_batch_sampler.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
 
 class LossParts:
     """Running sums of the parts of a loss. A part that some process has not seen counts as 0 there."""

@@ -43,7 +43,7 @@ def test_what_is_wrong_is_named(recipe, overrides, message):
 
 
 def test_a_missing_recipe_and_one_that_is_no_mapping(tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.yaml does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml does not exist"):
         parse_recipe(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     with pytest.raises(ValueError, match="expected a mapping"):
