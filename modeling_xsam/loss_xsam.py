@@ -1,10 +1,15 @@
 """
 Mask losses: transformers' Mask2Former loss and matcher, for a number of classes that varies with the prompt.
 
+A loss is a sum over items, divided by what the items of a whole optimiser step count. The step may consist of several
+forward passes on several processes, so the counts can be given; nothing in here communicates between processes.
+
 Shapes: N items (one per `<SEG>`), Q queries, K classes with the background last, n masks of one item, S x S pixels.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -24,6 +29,44 @@ from .configuration_xsam import XSAMMaskDecoderConfig
 
 # Costs beyond this are as bad as each other; linear_sum_assignment accepts no infinities.
 MAX_COST = 1e10
+
+
+@dataclass(frozen=True)
+class XSAMLossItems:
+    """
+    What the mask losses are divided by. Counts of several batches add up.
+
+    Args:
+        num_masks: float32 (), masks of all items.
+        class_weight: float32 (), sum of the class weights of all queries' targets.
+    """
+
+    num_masks: torch.Tensor
+    class_weight: torch.Tensor
+
+
+def count_loss_items(class_labels: list[torch.Tensor], config: XSAMMaskDecoderConfig) -> XSAMLossItems:
+    """
+    Count the items of a batch before its forward pass: how many queries are matched does not depend on which.
+
+    Args:
+        class_labels: N tensors (n,), one per `<SEG>` (in stage 1, per image), as the models take them.
+
+    Returns:
+        The counts on the CPU, 0 for an empty batch. Summed over the batches of a step and over processes they are
+        `num_masks_in_batch` and `class_weight_in_batch` of the models.
+    """
+    return _count_items(class_labels, config.num_queries, config.no_object_weight)
+
+
+def _count_items(class_labels: list[torch.Tensor], num_queries: int, no_object_weight: float) -> XSAMLossItems:
+    num_masks = [len(labels) for labels in class_labels]
+    matched = sum(min(number, num_queries) for number in num_masks)
+    unmatched = len(num_masks) * num_queries - matched
+    return XSAMLossItems(
+        num_masks=torch.tensor(float(sum(num_masks))),
+        class_weight=torch.tensor(float(matched + no_object_weight * unmatched)),
+    )
 
 
 class XSAMMatcher(Mask2FormerHungarianMatcher):
@@ -107,6 +150,8 @@ class XSAMLoss(Mask2FormerLoss):
         mask_labels: list[torch.Tensor],
         class_labels: list[torch.Tensor],
         auxiliary_predictions: list[dict[str, torch.Tensor]] | None = None,
+        num_masks_in_batch: torch.Tensor | float | None = None,
+        class_weight_in_batch: torch.Tensor | float | None = None,
     ) -> dict[str, torch.Tensor]:
         """
         Args:
@@ -115,17 +160,22 @@ class XSAMLoss(Mask2FormerLoss):
             mask_labels: N tensors (n, S, S) with values 0 and 1.
             class_labels: N tensors int64 (n,), indices into the K classes.
             auxiliary_predictions: the same two logits of the predictions before the last one, by name.
+            num_masks_in_batch: what mask and dice losses are divided by; by default the masks of this call.
+            class_weight_in_batch: what class losses are divided by; by default the class weights of this call.
 
         Returns:
             `loss_mask`, `loss_dice` and `loss_cls` of the final prediction, and the same with `_i` appended for
-            auxiliary prediction i. The weights are included: the loss is their sum.
+            auxiliary prediction i, float32 (). The weights are included: the loss is their sum.
+
+        Raises:
+            ValueError: if labels disagree with the predictions or with each other.
         """
         _check_labels(mask_labels, class_labels, len(masks_queries_logits), class_queries_logits.shape[-1] - 1)
-        num_masks = self.get_num_masks(class_labels, device=masks_queries_logits.device)
+        items = self._step_items(class_queries_logits, class_labels, num_masks_in_batch, class_weight_in_batch)
         # Products of masks lose the differences that decide the matching in half precision.
         with maybe_autocast(device_type=masks_queries_logits.device.type, enabled=False):
             losses = self._prediction_losses(
-                masks_queries_logits, class_queries_logits, mask_labels, class_labels, num_masks
+                masks_queries_logits, class_queries_logits, mask_labels, class_labels, items
             )
             for index, prediction in enumerate(auxiliary_predictions or []):
                 terms = self._prediction_losses(
@@ -133,10 +183,24 @@ class XSAMLoss(Mask2FormerLoss):
                     prediction["class_queries_logits"],
                     mask_labels,
                     class_labels,
-                    num_masks,
+                    items,
                 )
                 losses.update({f"{name}_{index}": value for name, value in terms.items()})
         return losses
+
+    def _step_items(
+        self,
+        class_queries_logits: torch.Tensor,
+        class_labels: list[torch.Tensor],
+        num_masks: torch.Tensor | float | None,
+        class_weight: torch.Tensor | float | None,
+    ) -> XSAMLossItems:
+        """The given counts, or else those of this call, as divisors: where nothing is counted, 0 is to be divided."""
+        counted = _count_items(class_labels, class_queries_logits.shape[1], self.no_object_weight)
+        as_divisor = {"dtype": torch.float32, "device": class_queries_logits.device}
+        num_masks = torch.as_tensor(counted.num_masks if num_masks is None else num_masks, **as_divisor)
+        class_weight = torch.as_tensor(counted.class_weight if class_weight is None else class_weight, **as_divisor)
+        return XSAMLossItems(num_masks.clamp(min=1), class_weight.clamp(min=torch.finfo(torch.float32).tiny))
 
     def _prediction_losses(
         self,
@@ -144,14 +208,15 @@ class XSAMLoss(Mask2FormerLoss):
         class_queries_logits: torch.Tensor,
         mask_labels: list[torch.Tensor],
         class_labels: list[torch.Tensor],
-        num_masks: torch.Tensor,
+        items: XSAMLossItems,
     ) -> dict[str, torch.Tensor]:
         masks_queries_logits = masks_queries_logits.float()
         class_queries_logits = class_queries_logits.float()
         matches = self.matcher(masks_queries_logits, class_queries_logits, mask_labels, class_labels)
         return {
-            **self.loss_masks(masks_queries_logits, mask_labels, matches, num_masks),
-            "loss_cls": self.class_weight * self.loss_classes(class_queries_logits, class_labels, matches),
+            **self.loss_masks(masks_queries_logits, mask_labels, matches, items.num_masks),
+            "loss_cls": self.class_weight
+            * self.loss_classes(class_queries_logits, class_labels, matches, items.class_weight),
         }
 
     def loss_classes(
@@ -159,15 +224,22 @@ class XSAMLoss(Mask2FormerLoss):
         class_queries_logits: torch.Tensor,
         class_labels: list[torch.Tensor],
         matches: list[tuple[torch.Tensor, torch.Tensor]],
+        class_weight: torch.Tensor,
     ) -> torch.Tensor:
-        """Weighted mean cross-entropy over all N * Q queries; unmatched queries have the background as target."""
+        """
+        Weighted cross-entropy, summed over all N * Q queries and divided by `class_weight`; unmatched queries have the
+        background as target.
+        """
         num_classes = class_queries_logits.shape[-1]
         targets = torch.full(class_queries_logits.shape[:2], num_classes - 1, device=class_queries_logits.device)
         for item, (queries, labels) in enumerate(matches):
             targets[item, queries] = class_labels[item].to(targets.device, torch.long)[labels]
         weights = class_queries_logits.new_ones(num_classes)
         weights[-1] = self.no_object_weight
-        return nn.functional.cross_entropy(class_queries_logits.transpose(1, 2), targets, weight=weights)
+        total = nn.functional.cross_entropy(
+            class_queries_logits.transpose(1, 2), targets, weight=weights, reduction="sum"
+        )
+        return total / class_weight
 
     def loss_masks(
         self,
@@ -235,4 +307,4 @@ def _at_label_size(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return nn.functional.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
-__all__ = ["XSAMLoss", "XSAMMatcher"]
+__all__ = ["XSAMLoss", "XSAMLossItems", "XSAMMatcher", "count_loss_items"]

@@ -27,9 +27,10 @@ from .phrase_spans_xsam import ClassLayout, SegPhrases, layout_classes, parse_pr
 from .placeholders_xsam import resolve_image_index, resolve_region_batch_index
 from .prefix_sharing_xsam import count_positions, read_sequences
 from .region_sampler_xsam import XSAMRegionSampler
+from .training_xsam import XSAMTrainingMixin, blank_images, zero_connected_with
 
 
-class XSAMPreTrainedModel(PreTrainedModel):
+class XSAMPreTrainedModel(XSAMTrainingMixin, PreTrainedModel):
     config: XSAMConfig
     config_class = XSAMConfig
     base_model_prefix = ""
@@ -51,7 +52,8 @@ class XSAMPreTrainedModel(PreTrainedModel):
 
     # Quantisation spares the modules of this list.
     _keep_in_fp32_modules = _keep_in_fp32_modules_strict
-    # The mask losses are normalised by their masks, so that the Trainer has to divide by its accumulation steps.
+    # A plain Trainer counts label tokens alone. The mask losses of its batches are then means over each batch, so that it
+    # has to divide by its accumulation steps.
     accepts_loss_kwargs = False
 
     @classmethod
@@ -82,6 +84,10 @@ class XSAMPreTrainedModel(PreTrainedModel):
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # See XSAMMaskDecoder: modules without parameters of their own would be skipped.
         super()._initialize_weights(module, is_custom_code=False)
+
+    def _read_layers(self) -> dict[str, list[int]]:
+        """By image tower, the hidden states that are read of it."""
+        raise NotImplementedError
 
     def _high_res_hidden_states(self, pixel_values: torch.Tensor, layers: list[int]) -> list[torch.Tensor]:
         """Hidden states (M, H, W, C) of the dense tower; layer 0 is the patch embedding, -1 the last block."""
@@ -131,6 +137,8 @@ class XSAMForUniversalSegmentation(XSAMPreTrainedModel):
         mask_labels: list[torch.Tensor] | None = None,
         class_labels: list[torch.Tensor] | None = None,
         output_auxiliary_logits: bool = False,
+        num_masks_in_batch: torch.Tensor | float | None = None,
+        class_weight_in_batch: torch.Tensor | float | None = None,
         **kwargs: Any,
     ) -> XSAMUniversalSegmentationOutput:
         """
@@ -139,6 +147,8 @@ class XSAMForUniversalSegmentation(XSAMPreTrainedModel):
             mask_labels: M tensors (n, S, S) with values 0 and 1.
             class_labels: M tensors int64 (n,).
             output_auxiliary_logits: whether to return the predictions before the last one.
+            num_masks_in_batch, class_weight_in_batch: what the losses are divided by, counted over a whole optimiser
+                step by `count_loss_items`; by default they are counted in this call.
         """
         hidden_states = self._high_res_hidden_states(high_res_pixel_values, self.config.connector_feature_layers)
         maps = self._connector_maps(hidden_states)
@@ -160,9 +170,14 @@ class XSAMForUniversalSegmentation(XSAMPreTrainedModel):
                 mask_labels,
                 class_labels,
                 result.auxiliary_logits,
+                num_masks_in_batch,
+                class_weight_in_batch,
             )
             result.loss = sum(result.loss_dict.values())
         return result
+
+    def _read_layers(self) -> dict[str, list[int]]:
+        return {"high_res_vision_tower": list(self.config.connector_feature_layers)}
 
 
 class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
@@ -204,6 +219,9 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
+    def _language_embeddings(self) -> list[nn.Module]:
+        return [self.get_input_embeddings()]
+
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
@@ -232,7 +250,7 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
             pixel_values.to(self.vision_tower.dtype), output_hidden_states=True, return_dict=True
         ).hidden_states
         vision_tokens = self.multi_modal_projector(states[self.config.vision_feature_layer])
-        layers = [self.config.high_res_feature_layer, *self.config.connector_feature_layers]
+        layers = self._read_layers()["high_res_vision_tower"]
         high_res_states, *connector_states = self._high_res_hidden_states(high_res_pixel_values, layers)
         merged = space_to_depth(high_res_states, self.config.high_res_downsample_factor)
         token_map = self.high_res_projector(merged)
@@ -242,6 +260,12 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
             region_map=token_map.permute(0, 3, 1, 2),
             connector_maps=self._connector_maps(connector_states),
         )
+
+    def _read_layers(self) -> dict[str, list[int]]:
+        return {
+            "vision_tower": [self.config.vision_feature_layer],
+            "high_res_vision_tower": [self.config.high_res_feature_layer, *self.config.connector_feature_layers],
+        }
 
     @can_return_tuple
     def forward(
@@ -261,9 +285,17 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         class_labels: list[torch.Tensor] | None = None,
         image_features: XSAMImageFeatures | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | float | None = None,
+        num_masks_in_batch: torch.Tensor | float | None = None,
+        class_weight_in_batch: torch.Tensor | float | None = None,
         **kwargs: Any,
     ) -> XSAMSegmentationOutput:
         """
+        With labels, the loss is a sum over tokens and `<SEG>`s, divided by what is counted of them. If the three counts
+        are those of a whole optimiser step, the losses of its forward passes add up to the loss of the step in one
+        pass. In training mode every part of the network takes part in every loss, if need be with weight zero, on a
+        blank image or for a `<SEG>` that nobody asked for: all processes run the same modules in the same order.
+
         Args:
             input_ids: int64 (B, T), with `num_image_tokens` image tokens per image and `num_region_tokens` region
                 tokens per region.
@@ -281,12 +313,22 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
             class_labels: one tensor int64 (n,) per `<SEG>`, indices into that `<SEG>`'s own phrases.
             image_features: features from `get_image_features`, instead of pixels.
             logits_to_keep: number of last positions (or the positions) to compute logits for; 0 for all.
+            num_items_in_batch: label tokens, which the language loss is divided by; by default those of this call.
+            num_masks_in_batch, class_weight_in_batch: what the mask losses are divided by, see `count_loss_items`; by
+                default they are counted in this call.
 
         Raises:
             ValueError: if the inputs disagree with each other, naming the counts.
         """
         if image_features is None and (pixel_values is not None or high_res_pixel_values is not None):
             image_features = self.get_image_features(pixel_values, high_res_pixel_values)
+        learns = self.training and (labels is not None or mask_labels is not None)
+        idle_features = image_features
+        if learns:
+            kwargs.setdefault("use_cache", False)
+            if image_features is None:
+                device = (inputs_embeds if input_ids is None else input_ids).device
+                idle_features = self.get_image_features(**blank_images(self.config, device))
         if mask_labels is not None and input_ids is None:
             raise ValueError("mask_labels were given without input_ids, which say where <SEG> and phrases stand.")
         if input_ids is not None:
@@ -305,18 +347,23 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         logits = self._logits(hidden_states[:, kept])
         losses = {}
         if labels is not None:
-            # The placeholders cannot be predicted: as labels their loss would be infinite.
-            labels = labels.masked_fill(torch.isin(labels, self._placeholder_ids(labels.device)), -100)
-            losses["loss_lm"] = self.loss_function(logits, labels, self.config.text_config.vocab_size, **kwargs)
+            losses["loss_lm"] = self._language_loss(logits, labels, num_items_in_batch, **kwargs)
         segmentation = {}
         if mask_labels is not None:
             segs = [parse_prompt(row, self.config) for row in input_ids.tolist()]
             segmentation = self._decode(
                 hidden_states, segs, image_features, image_index, phrase_group_ids, output_auxiliary_logits=True
             )
-            losses.update(self._mask_losses(segmentation, phrase_group_ids, mask_labels, class_labels))
+            losses |= self._mask_losses(
+                segmentation, phrase_group_ids, mask_labels, class_labels, num_masks_in_batch, class_weight_in_batch
+            )
+        idle = 0
+        if learns:
+            idle = self._idle_term(hidden_states, idle_features, image_index, "loss_cls" in losses)
+            if labels is None:
+                idle = idle + zero_connected_with([logits], logits.device)
         return XSAMSegmentationOutput(
-            loss=sum(losses.values()) if losses else None,
+            loss=sum(losses.values(), idle) if learns or losses else None,
             loss_dict=losses or None,
             logits=logits,
             image_features=image_features,
@@ -427,6 +474,21 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         logits = self.lm_head(hidden_states)
         return logits.index_fill_(-1, self._placeholder_ids(logits.device), torch.finfo(logits.dtype).min)
 
+    def _language_loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | float | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Cross-entropy over the label tokens, divided by their number (or the given one); 0 if there are none."""
+        # The placeholders cannot be predicted: as labels their loss would be infinite.
+        labels = labels.masked_fill(torch.isin(labels, self._placeholder_ids(labels.device)), -100)
+        num_items = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        num_items = torch.as_tensor(num_items, device=logits.device).clamp(min=1)
+        vocab_size = self.config.text_config.vocab_size
+        return self.loss_function(logits, labels, vocab_size, num_items_in_batch=num_items, **kwargs)
+
     def _placeholder_ids(self, device: torch.device) -> torch.Tensor:
         return torch.tensor([self.config.image_token_id, self.config.region_token_id], device=device)
 
@@ -472,6 +534,12 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
             seg_batch_index=torch.tensor(samples, dtype=torch.long, device=device),
             phrase_spans=tuple(torch.tensor(seg.spans, dtype=torch.long, device=device) for seg in flat),
         )
+        if not flat:
+            num_queries = self.config.mask_decoder_config.num_queries
+            result.class_mask = torch.zeros(0, 1, dtype=torch.bool, device=device)
+            result.class_queries_logits = torch.zeros(0, num_queries, 1, device=device)
+            result.masks_queries_logits = torch.zeros(0, num_queries, 1, 1, device=device)
+            return result
         layout = self._class_layout(result.phrase_spans, phrase_group_ids)
         seg_images = image_index.to(device)[result.seg_batch_index]
         if (seg_images < 0).any():
@@ -485,11 +553,6 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
             ]
             background = self.background_embedding(torch.zeros(1, dtype=torch.long, device=projected.device))
             classes, result.class_mask = stack_classes(phrases, layout.members, background)
-            if not flat:
-                num_queries = self.config.mask_decoder_config.num_queries
-                result.class_queries_logits = projected.new_zeros(0, num_queries, 1)
-                result.masks_queries_logits = projected.new_zeros(0, num_queries, 1, 1)
-                return result
             seg_embeds = torch.stack(
                 [projected[sample, seg.position] for sample, seg in zip(samples, flat, strict=True)]
             )
@@ -514,6 +577,8 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         phrase_group_ids: torch.Tensor | None,
         mask_labels: list[torch.Tensor],
         class_labels: list[torch.Tensor] | None,
+        num_masks_in_batch: torch.Tensor | float | None,
+        class_weight_in_batch: torch.Tensor | float | None,
     ) -> dict[str, torch.Tensor]:
         num_segs = len(segmentation.phrase_spans)
         if len(mask_labels) != num_segs or class_labels is None or len(class_labels) != num_segs:
@@ -536,7 +601,36 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
             mask_labels,
             [labels + offset for labels, offset in zip(class_labels, offsets, strict=True)],
             segmentation.auxiliary_logits,
+            num_masks_in_batch,
+            class_weight_in_batch,
         )
+
+    def _idle_term(
+        self,
+        hidden_states: torch.Tensor,
+        image_features: XSAMImageFeatures,
+        image_index: torch.Tensor | None,
+        has_mask_losses: bool,
+    ) -> torch.Tensor:
+        """
+        Zero, connected with the parts of the network that no loss of the batch depends on. They are run rather than
+        summed up, because modules that are sharded over processes can only be read by running them, everywhere.
+        """
+        idle = []
+        if image_index is None or not (image_index >= 0).any():
+            idle += [image_features.vision_tokens, image_features.high_res_tokens]
+        if not has_mask_losses:
+            last = hidden_states.shape[1] - 1
+            unasked = self._decode(
+                hidden_states[:1],
+                [[SegPhrases(last, [(last, last + 1)])]],
+                image_features,
+                image_index=torch.zeros(1, dtype=torch.long, device=hidden_states.device),
+                phrase_group_ids=None,
+                output_auxiliary_logits=False,
+            )
+            idle += [unasked.class_queries_logits, unasked.masks_queries_logits]
+        return zero_connected_with(idle, hidden_states.device)
 
 
 def _num_images(image_features: XSAMImageFeatures | None) -> int:

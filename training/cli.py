@@ -105,6 +105,24 @@ def train(
     run(trainer)
 
 
+@app.command("make-vgd")
+def make_vgd_command(
+    instances: Annotated[Path, typer.Option(help="COCO instances_*.json")],
+    output: Annotated[Path, typer.Option(help="JSON file to write")],
+    seed: Annotated[int, typer.Option(help="seed of the prompts")] = 0,
+    processes: Annotated[int | None, typer.Option(help="by default one per processor")] = None,
+    on_error: Annotated[Literal["skip", "raise"], typer.Option(help="what an unusable annotation does")] = "skip",
+) -> None:
+    """Draw visual prompts for COCO instances; an interrupted run goes on where it stopped."""
+    from xsam_training.make_vgd import make_vgd
+
+    try:
+        report = make_vgd(instances, output, seed=seed, num_processes=processes, on_error=on_error)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(report)
+
+
 def _save_processor(folder: Path) -> None:
     """The processor of a converted folder: its tokenizer, and images at the sizes of its configuration."""
     from transformers import AutoTokenizer

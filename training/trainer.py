@@ -231,9 +231,10 @@ class XSAMTrainer(Trainer):
             self._last_log = (now, step)
         super().log(logs, start_time)
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        resumed_at = super()._init_training_state(*args, **kwargs)
         self._last_log = (time.perf_counter(), self.state.global_step)
-        return super()._inner_training_loop(*args, **kwargs)
+        return resumed_at
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         # On several processes, a loader that skips the batches before a checkpoint hides the sampler from `set_epoch`.

@@ -62,7 +62,7 @@ class CocoScene:
 
     def segment_id(self, place: int) -> int:
         """Colours of three different channels, as COCO's."""
-        return self.image_id * 65536 + (place + 2) * 256 + 17
+        return self.image_id % 251 * 65536 + (place + 2) * 256 + 17
 
     def annotation_id(self, place: int) -> int:
         return 1000 * self.image_id + place

@@ -40,7 +40,7 @@ class KeepGradients(TrainerCallback):
         }
 
 
-def make_trainer(output_dir: str, callbacks=(), **arguments) -> XSAMTrainer:
+def make_trainer(output_dir: str, callbacks=(), evaluate: bool = False, **arguments) -> XSAMTrainer:
     processor = tiny_processor()
     model = fitting_model(processor)
     set_trainable_parts(model, None)
@@ -62,6 +62,7 @@ def make_trainer(output_dir: str, callbacks=(), **arguments) -> XSAMTrainer:
         model=model,
         args=args,
         train_dataset=dataset,
+        eval_dataset=dataset if evaluate else None,
         train_batch_sampler=MixedBatchSampler(
             dataset.lengths, args.per_device_train_batch_size, num_processes=args.world_size
         ),

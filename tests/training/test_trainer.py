@@ -16,7 +16,7 @@ PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tes
 
 def one_step(folder: Path, processes: int, batch_size: int, accumulation: int) -> dict:
     output = folder / f"{processes}-{batch_size}-{accumulation}.pt"
-    launch = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *(launch if processes > 1 else []), str(WORKER), str(output)]
     run = subprocess.run(
         [*command, str(batch_size), str(accumulation)],
@@ -123,6 +123,7 @@ def test_resuming_continues_bit_for_bit(tmp_path):
 def test_evaluation_reports_all_parts_and_keeps_the_best(tmp_path):
     trainer = make_trainer(
         str(tmp_path),
+        evaluate=True,
         max_steps=4,
         eval_strategy="steps",
         eval_steps=2,
@@ -132,7 +133,6 @@ def test_evaluation_reports_all_parts_and_keeps_the_best(tmp_path):
         per_device_train_batch_size=2,
         learning_rate=1e-3,
     )
-    trainer.eval_dataset = trainer.train_dataset
     trainer.train()
     evaluated = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(evaluated) == 2

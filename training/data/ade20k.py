@@ -81,7 +81,7 @@ def read_class_names(file: Path) -> list[str]:
 
 
 def _names_of_table(file: Path, text: str) -> list[str]:
-    header, *rows = (line.split("\t") for line in text.rstrip().splitlines())
+    header, *rows = (line.split("\t") for line in text.rstrip().split("\n"))
     numbers = [row[0].strip() for row in rows]
     if header[0] != "Idx" or header[-1] != "Name" or numbers != [str(place + 1) for place in range(len(rows))]:
         raise ValueError(f"{file} is not ADE20K's table of classes: columns 'Idx' from 1 on, ..., 'Name', with tabs")

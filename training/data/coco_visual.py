@@ -7,8 +7,8 @@ Two published forms, both a JSON list with an entry per image, both read by both
   `image_id`, `image_size` [height, width], and `annotations`, COCO's with `visual_prompts`: {"point_visual_prompt":
   RLE, "scribble_...", "box_...", "mask_visual_prompt"}. Prompts are as they are shown to the model.
 - PSALM's (`datasets/bulid_COCO_Interactivate.py`): `image`, `image_info` (COCO's entry of the image), and `anns`,
-  COCO's with `point_visual_prompt_mask`, `scribble_...`, `box_...`, `mask_visual_prompt_mask`. Points are single pixels
-  and scribbles lines of one pixel, which are widened when they are shown, here and in X-SAM.
+  COCO's with `point_visual_prompt_mask`, `scribble_...`, `box_...`, `mask_visual_prompt_mask`. Points are single
+  pixels and scribbles lines of one pixel, which are widened when they are shown, here and in X-SAM.
 
 Prompts may be absent or empty, for objects of a few pixels. Crowds, images without a prompted object, and objects that
 have neither prompts nor pixels are left out.

@@ -12,7 +12,13 @@ from .class_maps import ClassMapReader
 from .coco_instances import CocoInstancesReader
 from .coco_panoptic import CocoPanopticReader
 from .coco_visual import CocoInteractiveReader, CocoVgdReader
-from .grounded_conversation import FlickrGcgReader, GranDfReader, OpenPsgGcgReader, RefCocoGcgReader
+from .grounded_conversation import (
+    FlickrGcgReader,
+    GranDfReader,
+    GranDfValidationReader,
+    OpenPsgGcgReader,
+    RefCocoGcgReader,
+)
 from .llava import LlavaReader
 from .reader import OnError, SampleReader
 from .reasoning import ReasonSegReader
@@ -27,6 +33,7 @@ FORMATS: dict[str, type[SampleReader]] = {
     "coco-vgd": CocoVgdReader,
     "flickr-gcg": FlickrGcgReader,
     "grand-f": GranDfReader,
+    "grand-f-val": GranDfValidationReader,
     "llava": LlavaReader,
     "psg-gcg": OpenPsgGcgReader,
     "reason-seg": ReasonSegReader,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
@@ -28,8 +29,11 @@ class BrokenRecord(ValueError):
     """A record that cannot be used: says the file, the record and what is wrong with it."""
 
     def __init__(self, file: Path | str, record: Any, problem: str) -> None:
-        super().__init__(f"{file}, {record}: {problem}")
+        super().__init__(file, record, problem)
         self.problem = problem
+
+    def __str__(self) -> str:
+        return "{}, {}: {}".format(*self.args)
 
 
 class SampleReader(Dataset, ABC, Generic[Record]):
@@ -42,7 +46,7 @@ class SampleReader(Dataset, ABC, Generic[Record]):
     Args:
         root: folder that relative paths start from.
         on_error: what a broken record does: "raise" stops with a `BrokenRecord`, "skip" leaves it out, counts it in
-            `skipped` and names the first few in the log.
+            `skipped` by kind of problem, and names the first few in the log.
     """
 
     def __init__(self, root: str | Path = ".", on_error: OnError = "raise") -> None:
@@ -79,7 +83,7 @@ class SampleReader(Dataset, ABC, Generic[Record]):
         error = BrokenRecord(self.relative(file), record, problem)
         if self.on_error == "raise":
             raise error
-        self.skipped[problem] += 1
+        self.skipped[_kind(problem)] += 1
         if self.skipped.total() <= NAMED_PROBLEMS:
             logger.warning("skipped: %s", error)
 
@@ -116,3 +120,8 @@ class SampleReader(Dataset, ABC, Generic[Record]):
             return load_image(path)
         except (FileNotFoundError, ValueError) as error:
             raise BrokenRecord(self.relative(path), record, str(error)) from error
+
+
+def _kind(problem: str) -> str:
+    """What problems of the same kind have in common: their text without names, files and numbers."""
+    return re.sub(r"'[^']*'|\S*/\S*|\d+(\.\d+)?", "...", problem)

@@ -6,8 +6,8 @@ The numbers are those of the published COCO-VGD prompts (X-SAM, `xsam/dataset/ut
 of several parts is pointed at and scribbled on in one of them and has one box, where the published prompts mark every
 part; a wave is no higher than fits the object; and no prompt is empty.
 
-Shapes: (H, W) the image; prompts are bool (H, W). Coordinates are (x, y) in pixels; the centre of the top left pixel is
-(0.5, 0.5).
+Shapes: (H, W) the image; prompts are bool (H, W). Coordinates are (x, y) in pixels; the centre of the top left pixel
+is (0.5, 0.5).
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def draw_visual_prompts(
     """
     Draw the four prompts of an object.
 
-    - point: a disc around a pixel of the object. An object of several connected parts is pointed at in one of them: a
-      part's probability is its area, and parts of less than a twentieth of the largest are never drawn. The pixel is
-      one of those nearer to the part's centre than half its shorter side or, if there is none, any of the part.
-    - scribble: a wavy line along a diagonal of that part's box. If neither diagonal meets the object, or if the part is
-      no larger than the line is thick, it is a dot of `scribble_radius` around the point.
+    - point: a disc around a pixel of the object. If the object has several connected parts, it is pointed at in one of
+      them, drawn by area; parts of less than a twentieth of the largest are never drawn. The pixel is one of those
+      nearer to the part's centre than half its shorter side or, if there is none, any of the part.
+    - scribble: a wavy line along a diagonal of that part's box. If neither diagonal meets the object, or if the part
+      is no larger than the line is thick, it is a dot of `scribble_radius` around the point.
     - box: the box of all parts, each side moved by at most a tenth of the box's size, clipped to the image.
     - mask: where the blurred object is above its average over the image, which makes small objects some pixels wider.
       An object that fills the image stays as it is.
