@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import PreTrainedModel
 
-
 # What PEFT puts in front of the names of a model with adapters.
 ADAPTED = "base_model.model."
 

@@ -123,5 +123,5 @@ class SampleReader(Dataset, ABC, Generic[Record]):
 
 
 def _kind(problem: str) -> str:
-    """What problems of the same kind have in common: their text without names, files and numbers."""
-    return re.sub(r"'[^']*'|\S*/\S*|\d+(\.\d+)?", "...", problem)
+    """What problems of the same kind have in common: their text without files and numbers."""
+    return re.sub(r"\S*/\S*|\S+\.\w+|\d+", "...", problem)

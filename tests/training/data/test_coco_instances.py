@@ -170,7 +170,7 @@ def test_malformed_records(tmp_path):
     assert [sample.image_id for sample in reader] == [25, 34]
     assert reader.skipped["malformed: KeyError 'category_id'"] == 1
     assert reader.skipped["it is listed more than once"] == 1
-    assert reader.skipped["image_id 30 is not among 'images'"] == 3
+    assert reader.skipped["image_id ... is not among 'images'"] == 3
 
 
 def test_images_that_are_missing_or_have_another_size(tmp_path):

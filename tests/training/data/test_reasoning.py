@@ -131,8 +131,8 @@ def test_pairs_that_miss_a_file(tmp_path):
     reader = ReasonSegReader(tmp_path, on_error="skip")
     assert [sample.image_id for sample in reader] == ["300_c_o"]
     assert set(reader.skipped) == {
-        "its image 100_a_o.jpg does not exist",
-        "its annotation 200_b_o.json does not exist",
+        "its image ... does not exist",
+        "its annotation ... does not exist",
     }
     with pytest.raises(FileNotFoundError, match="somewhere does not exist"):
         ReasonSegReader(tmp_path, folder="somewhere")
