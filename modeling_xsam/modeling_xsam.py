@@ -65,7 +65,10 @@ class XSAMPreTrainedModel(XSAMTrainingMixin, PreTrainedModel):
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if output_loading_info:
             return model, info
-        missing = sorted(info["missing_keys"])
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        # Tied parameters have several names, of which an adapter saves one.
+        loaded = {id(value) for name, value in parameters.items() if name not in info["missing_keys"]}
+        missing = sorted(name for name in info["missing_keys"] if id(parameters.get(name)) not in loaded)
         if missing:
             saved_as = ", ".join(model.config.architectures or ["an unknown class"])
             raise ValueError(
@@ -84,10 +87,6 @@ class XSAMPreTrainedModel(XSAMTrainingMixin, PreTrainedModel):
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # See XSAMMaskDecoder: modules without parameters of their own would be skipped.
         super()._initialize_weights(module, is_custom_code=False)
-
-    def _read_layers(self) -> dict[str, list[int]]:
-        """By image tower, the hidden states that are read of it."""
-        raise NotImplementedError
 
     def _high_res_hidden_states(self, pixel_values: torch.Tensor, layers: list[int]) -> list[torch.Tensor]:
         """Hidden states (M, H, W, C) of the dense tower; layer 0 is the patch embedding, -1 the last block."""

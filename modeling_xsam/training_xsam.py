@@ -18,9 +18,17 @@ from .configuration_xsam import XSAMConfig
 
 
 class XSAMTrainingMixin:
-    """For a `PreTrainedModel` whose `_read_layers` says which hidden states of its image towers are read."""
+    """For a `PreTrainedModel` with image towers, and with or without a language model."""
 
-    def train(self, mode: bool = True):
+    def _read_layers(self) -> dict[str, list[int]]:
+        """By name of the image tower, the hidden states that are read of it (0 = input of the first block)."""
+        raise NotImplementedError
+
+    def _language_embeddings(self) -> list[nn.Module]:
+        """The input embeddings of the language model, if there is one."""
+        return []
+
+    def train(self, mode: bool = True) -> XSAMTrainingMixin:
         """
         As `torch.nn.Module.train`, but direct sub-modules whose parameters are all frozen stay in eval mode: nothing of
         a frozen tower is dropped. Looked at in this call: freeze first, then call `train`.
@@ -37,7 +45,10 @@ class XSAMTrainingMixin:
         """
         Names of the parameters that no loss depends on: of the image towers, what comes behind the last hidden state
         that the configuration reads (the neck of the dense tower, the last blocks and the pooling head of the global
-        one). Parameters that are frozen are not meant.
+        one). Whether parameters are frozen plays no part.
+
+        Raises:
+            ValueError: if a tower has no blocks to count.
         """
         return [
             f"{tower}.{name}"
@@ -58,17 +69,14 @@ class XSAMTrainingMixin:
         embeddings = self._language_embeddings()
         self._require_grads_hooks = [part.register_forward_hook(_require_gradient) for part in embeddings]
 
-    def _language_embeddings(self) -> list[nn.Module]:
-        return []
-
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs: Any
     ) -> None:
         # All ways of switching activation checkpointing on and off, under any of their names, end here.
         if getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant"):
             raise ValueError(
-                "gradient_checkpointing_kwargs has use_reentrant=True, which gives wrong or no gradients where the inputs "
-                "of a layer need none, as behind frozen towers and in the mask decoder. Set use_reentrant to False."
+                "gradient_checkpointing_kwargs has use_reentrant=True, which fails in the mask decoder and gives no gradient "
+                "to layers whose inputs need none. Set use_reentrant to False."
             )
         checkpointing = partial(gradient_checkpointing_func, use_reentrant=False)
         super()._set_gradient_checkpointing(enable, checkpointing, **kwargs)
@@ -107,21 +115,13 @@ def _parameters_behind(tower: nn.Module, layers: Sequence[int]) -> list[str]:
     Names of a tower's parameters behind the last of some hidden states (0 = input of the first block, -1 = output of
     the last). Relies on towers registering their modules in the order of their use.
     """
-    blocks = [name for name, module in tower.named_modules() if isinstance(module, GradientCheckpointingLayer)]
+    blocks = [f"{name}." for name, module in tower.named_modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks:
+        raise ValueError(f"{type(tower).__name__} has no blocks of transformers: freeze its unused parts by name.")
     last = max(range(len(blocks) + 1)[layer] for layer in layers)
     names = [name for name, _ in tower.named_parameters()]
-    block_of_name = [_block_index(name, blocks) for name in names]
-    in_blocks = [place for place, block in enumerate(block_of_name) if block is not None]
-    behind_blocks = in_blocks[-1]
-    return [
-        name
-        for place, (name, block) in enumerate(zip(names, block_of_name, strict=True))
-        if (block is not None and block >= last) or place > behind_blocks
-    ]
-
-
-def _block_index(name: str, blocks: Sequence[str]) -> int | None:
-    return next((index for index, block in enumerate(blocks) if name.startswith(f"{block}.")), None)
+    end = 1 + max(place for place, name in enumerate(names) if name.startswith(tuple(blocks)))
+    return [name for place, name in enumerate(names) if place >= end or name.startswith(tuple(blocks[last:]))]
 
 
 def _require_gradient(module: nn.Module, args: tuple, output: torch.Tensor) -> None:

@@ -44,12 +44,21 @@ class TrainingDataset(ConcatDataset):
         return [len(reader) for reader in self.datasets]
 
     def __getitem__(self, key: SampleKey | int) -> TrainingItem:
+        """
+        Raises:
+            IndexError: if there is no such sample, so that a loop over the data set ends.
+            BrokenRecord: if the sample cannot be read and `on_error` is "raise".
+            ValueError: if it is "skip", and none of the samples after it can be read either.
+        """
         index, draw = key if isinstance(key, tuple) else (key, key)
-        for place in range(index, index + (MAX_SUBSTITUTES if self.on_error == "skip" else 1)):
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of a data set of {len(self)} samples")
+        attempts = min(MAX_SUBSTITUTES, len(self)) if self.on_error == "skip" else 1
+        for place in range(index, index + attempts):
             try:
                 return TrainingItem(super().__getitem__(place % len(self)), draw)
             except BrokenRecord as error:
                 if self.on_error == "raise":
                     raise
                 logger.warning("left out, the next one is taken instead: %s", error)
-        raise ValueError(f"{MAX_SUBSTITUTES} samples from index {index} on cannot be read; see the warnings before.")
+        raise ValueError(f"{attempts} samples from index {index} on cannot be read; see the warnings before.")

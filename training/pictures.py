@@ -50,7 +50,9 @@ class PredictionPictures(TrainerCallback):
             for picture in self._picture(model, self.dataset[index].sample)
         ]
         model.train(was_training)
-        if state.is_world_process_zero:
+        if not pictures:
+            logger.warning("no pictures of predictions: the samples to be shown have no image")
+        elif state.is_world_process_zero:
             folder = Path(args.output_dir) / "pictures"
             folder.mkdir(parents=True, exist_ok=True)
             contact_sheet(pictures, columns=2).save(folder / f"step-{state.global_step}.png")

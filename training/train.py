@@ -57,6 +57,9 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> XSAMTrainer:
 def run(trainer: XSAMTrainer) -> XSAMTrainer:
     """Train, from `resume_from_checkpoint` on ("last" is the newest in `output_dir`), and save the result."""
     result = trainer.train(resume_from_checkpoint=_checkpoint(trainer.args))
+    if trainer.is_fsdp_enabled:
+        # Otherwise the Trainer saves no weights at all of a model whose checkpoints are sharded.
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     trainer.save_state()
     trainer.log_metrics("train", result.metrics)

@@ -8,13 +8,16 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import psutil
 import torch
+from accelerate.utils import AutocastKwargs
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
@@ -165,7 +168,7 @@ class XSAMTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, None, None]:
         """The loss alone: masks and classes of different samples have no common shape."""
-        with torch.no_grad():
+        with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss.detach(), None, None
 
@@ -215,6 +218,22 @@ class XSAMTrainer(Trainer):
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    # Precision
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> tuple[nn.Module, DataLoader]:
+        if self.accelerator.is_fsdp2:
+            # Accelerate would cast all parameters, inputs and gradients to the low precision, those that have to stay
+            # float32 included. Autocast chooses instead, as it does on processes that share nothing.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        return super()._prepare_for_training(*args, **kwargs)
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
+        """The autocast that accelerate puts into every model but one sharded by FSDP2."""
+        if not self.accelerator.is_fsdp2:
+            return super().autocast_smart_context_manager(cache_enabled)
+        # A cache would keep the weights of layers that are not gathered any more.
+        return self.accelerator.autocast(AutocastKwargs(cache_enabled=False))
 
     # Log
 

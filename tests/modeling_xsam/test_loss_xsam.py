@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from modeling_xsam.loss_xsam import XSAMLoss, XSAMMatcher
+from modeling_xsam.loss_xsam import XSAMLoss, XSAMMatcher, count_loss_items
 from tiny_models import tiny_mask_decoder_config
 
 SIZE = 4
@@ -68,6 +68,41 @@ def test_mask_losses_are_divided_by_the_masks_of_the_batch(loss):
     one = loss(masks[:1], classes[:1], [LEFT[None]], [torch.tensor([0])])
     three = loss(masks, classes, [LEFT[None], torch.stack([LEFT, RIGHT])], [torch.tensor([0]), torch.tensor([0, 0])])
     torch.testing.assert_close(one["loss_mask"], three["loss_mask"])
+
+
+def test_given_counts_are_the_divisors(loss):
+    """A weighted sum of ln 2 per undecided query: 1 for the matched one, 0.1 for the other."""
+    masks, classes = torch.zeros(1, 2, SIZE, SIZE), torch.zeros(1, 2, 2)
+    losses = loss(
+        masks, classes, [LEFT[None]], [torch.tensor([0])], num_masks_in_batch=4, class_weight_in_batch=torch.tensor(5)
+    )
+    assert losses["loss_mask"].item() == pytest.approx(5 * math.log(2) / 4)
+    assert losses["loss_dice"].item() == pytest.approx(5 * (1 - 9 / 17) / 4)
+    assert losses["loss_cls"].item() == pytest.approx(2 * 1.1 * math.log(2) / 5)
+
+
+def test_a_step_in_which_nothing_counts():
+    """Without masks and with a background of weight 0, zero is divided by zero items."""
+    loss = XSAMLoss(tiny_mask_decoder_config(use_point_sampling=False, no_object_weight=0.0))
+    losses = loss(
+        torch.zeros(1, 2, SIZE, SIZE),
+        torch.zeros(1, 2, 2),
+        [torch.zeros(0, SIZE, SIZE)],
+        [torch.zeros(0, dtype=torch.long)],
+        num_masks_in_batch=0,
+    )
+    assert [value.item() for value in losses.values()] == [0, 0, 0]
+
+
+def test_items_are_counted_before_the_forward_pass():
+    """6 queries: 2 + 0 + 6 are matched (the last item has 8 masks), 4 + 6 + 0 are not."""
+    config = tiny_mask_decoder_config()
+    items = count_loss_items([torch.zeros(number, dtype=torch.long) for number in (2, 0, 8)], config)
+    assert items.num_masks.item() == 10
+    assert items.class_weight.item() == pytest.approx(8 + 0.1 * 10)
+    assert items.num_masks.dtype == items.class_weight.dtype == torch.float32
+    nothing = count_loss_items([], config)
+    assert nothing.num_masks.item() == nothing.class_weight.item() == 0
 
 
 def test_an_item_without_masks_is_all_background(loss):

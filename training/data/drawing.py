@@ -54,13 +54,17 @@ def draw_turns(sample: AnnotatedSample, rng: random.Random, options: DrawOptions
     The questions that a training step asks about an image: a chat as it stands, of other tasks up to `max_turns` in a
     random order, each with its categories or visual prompts drawn.
 
-    Of several expressions for the same object one is taken: as each other's negatives they would contradict.
+    Of several expressions for the same object one is taken, and one of several objects that read the same: as each
+    other's negatives they would contradict.
     """
     if any(turn.task == "chat" for turn in sample.turns):
         return list(sample.turns)
     shuffled = rng.sample(sample.turns, len(sample.turns))
-    distinct = {_target(turn, place): turn for place, turn in enumerate(shuffled)}
-    return [_draw_phrases(turn, rng, options) for turn in list(distinct.values())[: options.max_turns]]
+    chosen: list[Turn] = []
+    for turn in shuffled:
+        if len(chosen) < options.max_turns and not any(_contradict(turn, other) for other in chosen):
+            chosen.append(turn)
+    return [_draw_phrases(turn, rng, options) for turn in chosen]
 
 
 def borrow_negatives(
@@ -101,11 +105,12 @@ def drop_absent_labels(turn: Turn, keep: int) -> Turn:
     return _reorder(turn, sorted([*present, *absent]))
 
 
-def _target(turn: Turn, place: int) -> tuple[bytes, ...] | int:
-    """What makes two referring questions ask for the same object; other questions are all different."""
-    if turn.task != "referring" or not turn.masks:
-        return place
-    return tuple(mask["counts"] for mask in turn.masks)
+def _contradict(first: Turn, second: Turn) -> bool:
+    """Whether two referring questions ask for the same object, or read the same."""
+    if first.task != "referring" or second.task != "referring":
+        return False
+    objects = [[mask["counts"] for mask in turn.masks] for turn in (first, second)]
+    return first.text == second.text or (bool(first.masks) and objects[0] == objects[1])
 
 
 def _draw_phrases(turn: Turn, rng: random.Random, options: DrawOptions) -> Turn:

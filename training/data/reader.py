@@ -124,4 +124,4 @@ class SampleReader(Dataset, ABC, Generic[Record]):
 
 def _kind(problem: str) -> str:
     """What problems of the same kind have in common: their text without files and numbers."""
-    return re.sub(r"\S*/\S*|\S+\.\w+|\d+", "...", problem)
+    return re.sub(r"\S*/\S*|\S*\w\.\w+|\d+", "...", problem)

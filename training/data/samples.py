@@ -104,14 +104,50 @@ def decode_masks(masks: Sequence[RLE], image_size: tuple[int, int]) -> np.ndarra
     Run-length encodings as masks, bool (n, H, W).
 
     Raises:
-        ValueError: if a mask has another size than the image.
+        ValueError: if a mask has another size than the image or is damaged.
     """
     for mask in masks:
         if tuple(mask["size"]) != tuple(image_size):
             raise ValueError(f"mask of size {tuple(mask['size'])} for an image of (height, width) {tuple(image_size)}")
     if not masks:
         return np.zeros((0, *image_size), dtype=bool)
-    return coco_mask.decode(list(masks)).transpose(2, 0, 1).astype(bool)
+    return np.stack([_decode(mask) for mask in masks])
+
+
+def _decode(mask: RLE) -> np.ndarray:
+    """A third of the time of pycocotools, which leaves what damaged counts do not cover uninitialised."""
+    height, width = mask["size"]
+    lengths = run_lengths(mask)
+    return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
+
+
+def run_lengths(mask: RLE) -> np.ndarray:
+    """
+    How long the runs of a mask are: int64 (n,), column by column, the first outside the mask, the next inside, and so on.
+
+    The counts are digits to the base of 32, the lowest first, with a sixth bit on all but the last digit of a number; from
+    the fourth number on they are differences to the last but one (cocoapi, `common/maskApi.c`, rleToString).
+
+    Raises:
+        ValueError: if the counts are damaged, or make up another number of pixels than the mask's size does.
+    """
+    height, width = mask["size"]
+    digits = np.frombuffer(mask["counts"], dtype=np.uint8).astype(np.int64) - 48
+    is_last = digits < 32
+    if len(digits) and is_last[-1] and digits.min() >= 0 and digits.max() < 64:
+        starts = np.concatenate([[0], np.flatnonzero(is_last)[:-1] + 1])
+        places = np.arange(len(digits)) - starts.repeat(np.diff(starts, append=len(digits)))
+        lengths = np.add.reduceat((digits & 31) << 5 * places, starts)
+        # The highest digit has the sign.
+        lengths -= np.where(digits[is_last] & 16, 1 << 5 * (places[is_last] + 1), 0)
+        lengths[1::2] = lengths[1::2].cumsum()
+        lengths[2::2] = lengths[2::2].cumsum()
+        if lengths.min() >= 0 and lengths.sum() == height * width:
+            return lengths
+    raise ValueError(
+        f"counts {str(mask['counts'])[:80]} do not encode a mask of (height, width) {(height, width)}: they are damaged, "
+        "or of another image"
+    )
 
 
 def rle_from_annotation(segmentation: Any, image_size: tuple[int, int]) -> RLE:
@@ -123,28 +159,35 @@ def rle_from_annotation(segmentation: Any, image_size: tuple[int, int]) -> RLE:
         image_size: (H, W).
 
     Raises:
-        ValueError: if it is none of these, has another size than the image, or no pixel.
+        ValueError: if it is none of these, is damaged, has another size than the image, or no pixel.
     """
-    height, width = image_size
     try:
         if isinstance(segmentation, dict):
-            counts = segmentation["counts"]
-            if isinstance(counts, list):
-                rle = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-            else:
-                encoded = counts.encode("ascii") if isinstance(counts, str) else counts
-                rle = {"size": list(segmentation["size"]), "counts": encoded}
+            rle = _rle_of_size(segmentation, image_size)
         else:
             polygons = [polygon for polygon in segmentation if len(polygon) >= 6 and len(polygon) % 2 == 0]
-            rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)) if polygons else None
-    except (KeyError, TypeError, IndexError, UnicodeEncodeError) as error:
+            rle = coco_mask.merge(coco_mask.frPyObjects(polygons, *image_size)) if polygons else None
+    except (KeyError, TypeError, IndexError, OverflowError, UnicodeEncodeError) as error:
         raise ValueError(
             f"segmentation {str(segmentation)[:80]} is neither polygons nor run-length encoding"
         ) from error
     if rle is None or coco_mask.area(rle) == 0:
         raise ValueError(f"segmentation {str(segmentation)[:80]} has no pixel")
-    if tuple(rle["size"]) != (height, width):
-        raise ValueError(
-            f"segmentation of size {tuple(rle['size'])} for an image of (height, width) {(height, width)}"
-        )
+    return rle
+
+
+def _rle_of_size(segmentation: dict[str, Any], image_size: tuple[int, int]) -> RLE:
+    """
+    Raises:
+        ValueError: if a run-length encoding has another size, or is damaged: merging that may never end.
+        KeyError, TypeError, OverflowError, UnicodeEncodeError: if it is none.
+    """
+    size, counts = tuple(segmentation["size"]), segmentation["counts"]
+    if size != tuple(image_size):
+        raise ValueError(f"segmentation of size {size} for an image of (height, width) {tuple(image_size)}")
+    if isinstance(counts, list):
+        rle = coco_mask.frPyObjects(segmentation, *size)
+    else:
+        rle = {"size": list(size), "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+    run_lengths(rle)
     return rle

@@ -81,6 +81,12 @@ def test_one_expression_for_each_object():
     assert len(draw_turns(sample(*turns, *absent), random.Random(1), DrawOptions(max_turns=2))) == 2
 
 
+def test_one_object_for_each_expression():
+    first, second = masks(2)
+    turns = [Turn("referring", text="a cup", masks=(mask,), mask_phrases=(0,)) for mask in (first, second)]
+    assert len(draw_turns(sample(*turns), random.Random(0), DrawOptions())) == 1
+
+
 def test_a_chat_stays_in_order():
     turns = [Turn("chat", text=str(index), answer="yes") for index in range(8)]
     assert draw_turns(sample(*turns), random.Random(0), DrawOptions(max_turns=2)) == turns
