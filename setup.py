@@ -7,7 +7,7 @@ from setuptools import setup
 HERE = Path(__file__).parent
 
 APP = ["gradio>=6"]
-TRAIN = ["peft>=0.17", "pyyaml>=6", "tensorboard>=2.16", "trackio>=0.2"]
+TRAIN = ["peft>=0.21", "pyyaml>=6", "tensorboard>=2.16", "trackio>=0.2"]
 TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "playwright>=1.50", *APP, *TRAIN]
 
 setup(

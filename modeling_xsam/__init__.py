@@ -8,8 +8,10 @@ from transformers import (
 )
 
 from .configuration_xsam import XSAMConfig, XSAMMaskDecoderConfig
-from .modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation, XSAMPreTrainedModel
+from .modeling_xsam import XSAMForSegmentation
 from .outputs_xsam import XSAMImageFeatures, XSAMSegmentationOutput, XSAMUniversalSegmentationOutput
+from .pretrained_xsam import XSAMPreTrainedModel
+from .universal_segmentation_xsam import XSAMForUniversalSegmentation
 
 AutoConfig.register(XSAMConfig.model_type, XSAMConfig)
 AutoModel.register(XSAMConfig, XSAMForSegmentation)

@@ -30,8 +30,10 @@ from tqdm.auto import tqdm
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from .configuration_xsam import XSAMConfig
-from .modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation, XSAMPreTrainedModel
+from .modeling_xsam import XSAMForSegmentation
+from .pretrained_xsam import XSAMPreTrainedModel
 from .published_xsam import RECIPES, SPECIAL_TOKENS, VARIANTS, build_config, build_generation_config
+from .universal_segmentation_xsam import XSAMForUniversalSegmentation
 
 # Names of both branches of the original -> ours; exactly one pattern fits each key. `from_pretrained(key_mapping=...)`
 # understands this table and loads stage 1 with it, but cannot replace the conversion: the vocabulary of stage 3 lacks the

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModel, PreTrainedModel
-from transformers import initialization as init
+from transformers import AutoModel
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import maybe_autocast
 
@@ -22,161 +21,13 @@ from .connector_xsam import XSAMConnector, XSAMProjector, space_to_depth
 from .generation_xsam import XSAMGenerationMixin
 from .loss_xsam import XSAMLoss
 from .mask_decoder_xsam import XSAMMaskDecoder, XSAMPhraseClassifier, stack_classes
-from .outputs_xsam import XSAMImageFeatures, XSAMSegmentationOutput, XSAMUniversalSegmentationOutput
+from .outputs_xsam import XSAMImageFeatures, XSAMSegmentationOutput
 from .phrase_spans_xsam import ClassLayout, SegPhrases, layout_classes, parse_prompt
 from .placeholders_xsam import resolve_image_index, resolve_region_batch_index
 from .prefix_sharing_xsam import count_positions, read_sequences
+from .pretrained_xsam import XSAMPreTrainedModel, auxiliary_logits
 from .region_sampler_xsam import XSAMRegionSampler
-from .training_xsam import XSAMTrainingMixin, blank_images, zero_connected_with
-
-
-class XSAMPreTrainedModel(XSAMTrainingMixin, PreTrainedModel):
-    config: XSAMConfig
-    config_class = XSAMConfig
-    base_model_prefix = ""
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-    _no_split_modules = ["XSAMConnector", "XSAMMaskDecoder", "XSAMProjector"]
-    # Thresholded attention masks and cosines do not survive half precision.
-    _keep_in_fp32_modules_strict = {
-        "background_embedding",
-        "class_predictor",
-        "connector",
-        "mask_decoder",
-        "mask_projector",
-        "phrase_classifier",
-    }
-
-    # Quantisation spares the modules of this list.
-    _keep_in_fp32_modules = _keep_in_fp32_modules_strict
-    # A plain Trainer counts label tokens alone. The mask losses of its batches are then means over each batch, so that it
-    # has to divide by its accumulation steps.
-    accepts_loss_kwargs = False
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any):
-        """
-        As in transformers, but a checkpoint that lacks weights is an error instead of a randomly initialised rest.
-        Whoever asks for the loading info gets the model and the list of missing keys instead.
-        """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        if output_loading_info:
-            return model, info
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        # Tied parameters have several names, of which an adapter saves one.
-        loaded = {id(value) for name, value in parameters.items() if name not in info["missing_keys"]}
-        missing = sorted(name for name in info["missing_keys"] if id(parameters.get(name)) not in loaded)
-        if missing:
-            saved_as = ", ".join(model.config.architectures or ["an unknown class"])
-            raise ValueError(
-                f"The checkpoint lacks {len(missing)} weights of {cls.__name__}, among them {', '.join(missing[:3])}. "
-                f"It was saved from {saved_as}: load it with that class, or convert or train what is missing. "
-                "output_loading_info=True loads it all the same, with random weights in those places."
-            )
-        return model
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, XSAMPhraseClassifier):
-            init.copy_(module.logit_scale, XSAMPhraseClassifier(module.logit_clamp).logit_scale)
-        else:
-            super()._init_weights(module)
-
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
-        # See XSAMMaskDecoder: modules without parameters of their own would be skipped.
-        super()._initialize_weights(module, is_custom_code=False)
-
-    def _high_res_hidden_states(self, pixel_values: torch.Tensor, layers: list[int]) -> list[torch.Tensor]:
-        """Hidden states (M, H, W, C) of the dense tower; layer 0 is the patch embedding, -1 the last block."""
-        # All are recorded: a list of layers would record fewer, but means different layers in different versions.
-        states = self.high_res_vision_tower(
-            pixel_values.to(self.high_res_vision_tower.dtype), output_hidden_states=True, return_dict=True
-        ).hidden_states
-        return [states[layer] for layer in layers]
-
-    def _connector_maps(self, hidden_states: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        with maybe_autocast(device_type=hidden_states[0].device.type, enabled=False):
-            return self.connector(hidden_states)
-
-
-def _auxiliary_logits(masks: tuple[torch.Tensor, ...], classes: tuple[torch.Tensor, ...]) -> list[dict] | None:
-    """All predictions but the last, in the form of transformers' Mask2Former; None if there is only the last."""
-    if len(masks) == 1:
-        return None
-    return [
-        {"masks_queries_logits": mask_logits, "class_queries_logits": class_logits}
-        for mask_logits, class_logits in zip(masks[:-1], classes[:-1], strict=True)
-    ]
-
-
-class XSAMForUniversalSegmentation(XSAMPreTrainedModel):
-    """Stage 1: dense tower, connector and mask decoder with a linear class head; no language model."""
-
-    main_input_name = "high_res_pixel_values"
-    input_modalities = ("image",)
-
-    def __init__(self, config: XSAMConfig) -> None:
-        super().__init__(config)
-        high_res_config = config.high_res_vision_config
-        self.high_res_vision_tower = AutoModel.from_config(high_res_config)
-        self.connector = XSAMConnector(
-            high_res_config.hidden_size, config.connector_hidden_size, config.connector_scale_factors
-        )
-        self.mask_decoder = XSAMMaskDecoder(config.mask_decoder_config, config.connector_out_channels)
-        self.class_predictor = nn.Linear(config.mask_decoder_config.hidden_dim, config.num_labels + 1)
-        self.loss = XSAMLoss(config.mask_decoder_config)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        high_res_pixel_values: torch.Tensor,
-        mask_labels: list[torch.Tensor] | None = None,
-        class_labels: list[torch.Tensor] | None = None,
-        output_auxiliary_logits: bool = False,
-        num_masks_in_batch: torch.Tensor | float | None = None,
-        class_weight_in_batch: torch.Tensor | float | None = None,
-        **kwargs: Any,
-    ) -> XSAMUniversalSegmentationOutput:
-        """
-        Args:
-            high_res_pixel_values: (M, 3, S, S).
-            mask_labels: M tensors (n, S, S) with values 0 and 1.
-            class_labels: M tensors int64 (n,).
-            output_auxiliary_logits: whether to return the predictions before the last one.
-            num_masks_in_batch, class_weight_in_batch: what the losses are divided by, counted over a whole optimiser
-                step by `count_loss_items`; by default they are counted in this call.
-        """
-        hidden_states = self._high_res_hidden_states(high_res_pixel_values, self.config.connector_feature_layers)
-        maps = self._connector_maps(hidden_states)
-        with maybe_autocast(device_type=maps[0].device.type, enabled=False):
-            items = torch.arange(len(high_res_pixel_values), device=maps[0].device)
-            decoded = self.mask_decoder(
-                maps, items, output_auxiliary=output_auxiliary_logits or mask_labels is not None
-            )
-            classes = tuple(self.class_predictor(queries) for queries in decoded.queries)
-        result = XSAMUniversalSegmentationOutput(
-            class_queries_logits=classes[-1],
-            masks_queries_logits=decoded.masks_queries_logits[-1],
-            auxiliary_logits=_auxiliary_logits(decoded.masks_queries_logits, classes),
-        )
-        if mask_labels is not None:
-            result.loss_dict = self.loss(
-                result.masks_queries_logits,
-                result.class_queries_logits,
-                mask_labels,
-                class_labels,
-                result.auxiliary_logits,
-                num_masks_in_batch,
-                class_weight_in_batch,
-            )
-            result.loss = sum(result.loss_dict.values())
-        return result
-
-    def _read_layers(self) -> dict[str, list[int]]:
-        return {"high_res_vision_tower": list(self.config.connector_feature_layers)}
+from .training_xsam import blank_images, zero_connected_with
 
 
 class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
@@ -558,7 +409,7 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
             decoded = self.mask_decoder(image_features.connector_maps, seg_images, seg_embeds, output_auxiliary_logits)
             logits = tuple(self.phrase_classifier(queries, classes, result.class_mask) for queries in decoded.queries)
         result.class_queries_logits, result.masks_queries_logits = logits[-1], decoded.masks_queries_logits[-1]
-        result.auxiliary_logits = _auxiliary_logits(decoded.masks_queries_logits, logits)
+        result.auxiliary_logits = auxiliary_logits(decoded.masks_queries_logits, logits)
         return result
 
     def _class_layout(
@@ -636,4 +487,4 @@ def _num_images(image_features: XSAMImageFeatures | None) -> int:
     return 0 if image_features is None else len(image_features.vision_tokens)
 
 
-__all__ = ["XSAMForSegmentation", "XSAMForUniversalSegmentation", "XSAMPreTrainedModel"]
+__all__ = ["XSAMForSegmentation"]

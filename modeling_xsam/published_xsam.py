@@ -10,7 +10,8 @@ from typing import Any
 from transformers import GenerationConfig
 
 from .configuration_xsam import XSAMConfig
-from .modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation
+from .modeling_xsam import XSAMForSegmentation
+from .universal_segmentation_xsam import XSAMForUniversalSegmentation
 
 # X-SAM's tokens in the order in which they follow the language model's, and the fields that hold their ids.
 SPECIAL_TOKENS = {

@@ -15,7 +15,7 @@ MODEL_CLASSES = {
     "AutoConfig": "configuration_xsam.XSAMConfig",
     "AutoModel": "modeling_xsam.XSAMForSegmentation",
     "AutoModelForImageTextToText": "modeling_xsam.XSAMForSegmentation",
-    "AutoModelForUniversalSegmentation": "modeling_xsam.XSAMForUniversalSegmentation",
+    "AutoModelForUniversalSegmentation": "universal_segmentation_xsam.XSAMForUniversalSegmentation",
     "AutoProcessor": "processing_xsam.XSAMProcessor",
 }
 CUSTOM_PIPELINES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from .dataset import TrainingDataset
 logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 128
+# Characters that stand above a picture without reaching into the next one.
+TITLE_LENGTH = 42
 
 
 class PredictionPictures(TrainerCallback):
@@ -64,7 +67,7 @@ class PredictionPictures(TrainerCallback):
         turn = sample.turns[0]
         segments, text = annotated_segments(turn, sample.image)
         found, answer = predict(model, self.processor, sample.image, turn)
-        title = f"{turn.task} {turn.text or ''}".strip()
+        title = shorten(f"{turn.task} {turn.text or ''}", TITLE_LENGTH, placeholder=" ...")
         return [
             (f"{title}: annotation", visualize(sample.image, segments, text)),
             (f"{title}: step {self.trainer.state.global_step}", visualize(sample.image, found, answer)),

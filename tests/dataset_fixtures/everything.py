@@ -1,9 +1,9 @@
 """
 All data sets of the published recipes in one folder, and tiny models in the place of the pretrained ones:
 
-    python -m dataset_fixtures.everything FOLDER    (from the folder `tests`)
+    PYTHONPATH=tests:examples python -m dataset_fixtures.everything FOLDER
 
-writes them and prints what a dry run of a recipe has to override.
+writes them and prints the commands of dry runs.
 """
 
 from __future__ import annotations

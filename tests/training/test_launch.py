@@ -21,8 +21,10 @@ import torch
 import yaml
 from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DistributedType
-from transformers import TrainerCallback
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerState
 
 import xsam_training
 from dataset_fixtures.everything import dry_run_overrides, write_everything
@@ -32,7 +34,7 @@ from tiny_training import all_tasks, caption_sample, category_sample, chat_sampl
 from xsam_training.data.samples import AnnotatedSample
 from xsam_training.dataset import TrainingDataset
 from xsam_training.sampler import MixedBatchSampler
-from xsam_training.train import run, train
+from xsam_training.train import run
 from xsam_training.trainer import XSAMTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,8 +82,7 @@ class WholeGradients(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                gradient = parameter.grad
-                self.gradients[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient.clone()
+                self.gradients[name] = whole(parameter.grad)
 
 
 class OutputTypes:
@@ -118,7 +119,7 @@ def shard_on_cpu(trainer: XSAMTrainer) -> None:
 
 
 def one_step(folder: Path, samples: list[AnnotatedSample], shard: bool, **arguments: Any) -> dict[str, Any]:
-    """A step of gradient descent on all samples, and the weights saved."""
+    """A step of gradient descent on all samples; saves the weights."""
     keep = WholeGradients()
     trainer = make_trainer(
         str(folder),
@@ -134,22 +135,158 @@ def one_step(folder: Path, samples: list[AnnotatedSample], shard: bool, **argume
     return {"gradients": keep.gradients, "log": trainer.state.log_history[0], "types": types.found}
 
 
-STEPS = {
-    "equal": {"samples": all_tasks, "learning_rate_factors": {"vision_tower": 0.1}},
-    "unequal": {"samples": unequal_tasks},
-    "bf16": {"samples": unequal_tasks, "bf16": True, "gradient_checkpointing": True},
-}
+def interrupted(folder: Path, shard: bool) -> list[dict[str, torch.Tensor]]:
+    """Weights of a run of an epoch and a half, and of one that goes on from its checkpoint in the second epoch."""
+    ends = []
+    for checkpoint in (None, str(folder / "checkpoint-5")):
+        trainer = make_trainer(
+            str(folder), max_steps=6, save_strategy="steps", save_steps=5, learning_rate=1e-3, **DIVIDED_ONCE
+        )
+        if shard:
+            shard_on_cpu(trainer)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        ends.append({name: whole(weight.detach()) for name, weight in trainer.model.named_parameters()})
+    return ends
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+
+
+DIVIDED_ONCE = {"per_device_train_batch_size": 1, "lr_scheduler_type": "constant"}
 DIVIDED = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+STEPS = {
+    "equal": {"learning_rate_factors": {"vision_tower": 0.1}},
+    "unequal": {},
+    "bf16": {"bf16": True, "gradient_checkpointing": True},
+}
+SAMPLES = {"equal": all_tasks, "unequal": unequal_tasks, "bf16": unequal_tasks}
 
 
 def work(folder: Path) -> None:
-    """What each of the two sharded processes does."""
-    for name, options in STEPS.items():
-        samples = options["samples"]()
-        arguments = {key: value for key, value in options.items() if key != "samples"}
-        step = one_step(folder / name, samples, shard=True, **DIVIDED, **arguments)
-        if PartialState().is_main_process:
-            torch.save(step, folder / f"{name}.pt")
+    """What each of two processes does: first next to each other, then sharded."""
+    results = {"resumed": interrupted(folder / "resumed", shard=False)}
+    results["resumed sharded"] = interrupted(folder / "resumed-sharded", shard=True)
+    for name, arguments in STEPS.items():
+        results[name] = one_step(folder / name, SAMPLES[name](), shard=True, **DIVIDED, **arguments)
+    if PartialState().is_main_process:
+        torch.save(results, folder / "results.pt")
+
+
+def launch(*command: str) -> str:
+    """Two processes; what they print."""
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *command],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("launch")
+
+
+@pytest.fixture(scope="module")
+def results(folder) -> dict[str, Any]:
+    launch(str(Path(__file__)), str(folder))
+    return torch.load(folder / "results.pt")
+
+
+@pytest.fixture(scope="module")
+def one_process(folder) -> dict[str, dict[str, Any]]:
+    return {
+        name: one_step(folder / "one" / name, SAMPLES[name](), False, per_device_train_batch_size=8, **arguments)
+        for name, arguments in STEPS.items()
+    }
+
+
+def losses(log: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in log.items() if name.startswith("loss")}
+
+
+@pytest.mark.parametrize("name", ["equal", "unequal"])
+def test_a_sharded_step_is_the_step_of_one_process(folder, results, one_process, name):
+    """
+    Gradients, losses and the saved weights. In "unequal" a process has text alone while the other has masks, and four
+    passes make up the step.
+    """
+    sharded, alone = results[name], one_process[name]
+    assert sharded["gradients"].keys() == alone["gradients"].keys()
+    for key, gradient in alone["gradients"].items():
+        torch.testing.assert_close(
+            sharded["gradients"][key], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}"
+        )
+    assert losses(sharded["log"]) == pytest.approx(losses(alone["log"]), rel=1e-4)
+    saved, expected = (
+        XSAMForSegmentation.from_pretrained(path).state_dict() for path in (folder / name, folder / "one" / name)
+    )
+    for key, value in expected.items():
+        torch.testing.assert_close(saved[key], value, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_a_sharded_step_in_bf16_keeps_its_float32_parts(results, one_process):
+    sharded, alone = results["bf16"], one_process["bf16"]
+    expected = {**dict.fromkeys(FLOAT32_PARTS, torch.float32), **dict.fromkeys(AUTOCAST_PARTS, torch.bfloat16)}
+    assert alone["types"] == sharded["types"] == expected
+    assert losses(sharded["log"]) == pytest.approx(losses(alone["log"]), rel=5e-3)
+    # The weights, and so their gradients, are float32 as well.
+    assert {gradient.dtype for gradient in sharded["gradients"].values()} == {torch.float32}
+    assert sharded["log"]["grad_norm"] == pytest.approx(alone["log"]["grad_norm"], rel=2e-2)
+
+
+@pytest.mark.parametrize("name", ["resumed", "resumed sharded"])
+def test_two_processes_resume_in_the_second_epoch(results, name):
+    uninterrupted, resumed = results[name]
+    for key, value in uninterrupted.items():
+        assert torch.equal(value, resumed[key]), key
+
+
+def test_a_recipe_on_two_processes(folder):
+    """
+    Under the launcher of torch: on a CPU, `accelerate launch --cpu --num_processes 2` starts one process unless it is
+    given a host file of MPI.
+    """
+    write_everything(folder / "data")
+    overrides = [
+        *dry_run_overrides(folder / "data", 2),
+        "--segmentor=null",
+        "--projectors=null",
+        "--per_device_train_batch_size=2",
+        "--save_strategy=steps",
+        "--save_steps=2",
+        f"--output_dir={folder / 'recipe'}",
+    ]
+    printed = launch("-m", "xsam_training.train", str(RECIPES / "stage3.yaml"), *overrides)
+    assert printed.count("RefCOCOg-GCG") == 1, "the table of data sets is printed once"
+    checkpoint = folder / "recipe" / "checkpoint-2"
+    assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    state = TrainerState.load_from_json(checkpoint / "trainer_state.json")
+    assert [entry["step"] for entry in state.log_history] == [1, 2]
+    assert all(np.isfinite(entry["loss_mask"] + entry["loss_lm"]) for entry in state.log_history)
+    XSAMForSegmentation.from_pretrained(folder / "recipe")
+
+
+class TestConfigurations:
+    """The files for `accelerate launch`."""
+
+    @pytest.mark.parametrize("name", ["fsdp2", "zero2", "zero3"])
+    def test_accelerate_reads_them(self, name):
+        config = load_config_from_file(str(ACCELERATE / f"{name}.yaml"))
+        assert config.mixed_precision == "bf16" and config.num_processes == 8
+        assert config.distributed_type == (DistributedType.FSDP if name == "fsdp2" else DistributedType.DEEPSPEED)
+
+    @pytest.mark.parametrize("name", ["fsdp2", "zero2", "zero3"])
+    def test_every_key_is_an_option_of_the_launcher(self, name):
+        """The launcher passes over keys that it does not know."""
+        config = load_config_from_file(str(ACCELERATE / f"{name}.yaml"))
+        options = {action.dest for action in launch_command_parser()._actions}
+        assert set(config.fsdp_config) | set(config.deepspeed_config) <= options
 
 
 if __name__ == "__main__":

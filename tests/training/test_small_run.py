@@ -1,6 +1,7 @@
 """
 The three stages in sequence on generated pictures, as small as can be: each stage learns, and the last one knows eight
-samples, one of each task, by heart. In the place of a pretrained language model stands one that has read their text.
+samples, one of each task, by heart. In the place of a pretrained language model stands one that has learnt to answer
+from a description in the question; in stage 2 the images take the description's place.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import Phi3ForCausalLM, SamVisionConfig, SiglipVisionConfig
 
+from dataset_fixtures.scenes import COLORS, KINDS
 from processing_xsam import XSAMProcessor
 from processing_xsam.image_processing_xsam import default_high_res_image_processor, default_image_processor
 from random_checkpoint import byte_tokenizer
@@ -21,15 +23,15 @@ from tiny_training import all_tasks, category_sample, chat_sample, vocabulary
 from xsam_training.arguments import ModelArguments, XSAMTrainingArguments
 from xsam_training.collator import XSAMCollator, XSAMUniversalCollator
 from xsam_training.data.drawing import DrawOptions
-from xsam_training.data.samples import decode_masks
+from xsam_training.data.samples import AnnotatedSample, Turn, decode_masks
 from xsam_training.dataset import TrainingDataset
 from xsam_training.initialization import build_config, build_generation_config, build_model
 from xsam_training.parts import set_trainable_parts
-from xsam_training.pictures import predict
+from xsam_training.pictures import predict, question
 from xsam_training.sampler import MixedBatchSampler
 from xsam_training.trainer import XSAMTrainer
 
-HIGH_RES_SIZE = 64
+HIGH_RES_SIZE = 96
 CONFIG = {
     "vision_config": SiglipVisionConfig(
         hidden_size=32,
@@ -46,7 +48,7 @@ CONFIG = {
         num_attention_heads=4,
         image_size=HIGH_RES_SIZE,
         patch_size=8,
-        window_size=4,
+        window_size=6,
         global_attn_indexes=[2],
         output_channels=16,
         initializer_range=0.02,
@@ -72,7 +74,7 @@ def make_processor() -> XSAMProcessor:
         default_image_processor(LOW_RES_SIZE),
         default_high_res_image_processor(HIGH_RES_SIZE),
         byte_tokenizer(),
-        num_image_tokens=4 + 16,
+        num_image_tokens=4 + 36,
     )
 
 
@@ -125,14 +127,20 @@ def fall(trainer: XSAMTrainer) -> float:
     return losses[-1] / losses[0]
 
 
-def teach_language(folder, processor, samples) -> None:
-    """A language model that has read what is said about the pictures, without seeing them."""
+def described(color: str, kind: str) -> AnnotatedSample:
+    """A conversation without an image: the question says what is to be seen."""
+    turn = Turn("chat", text=f"{color} {kind} What is on the left?", answer=f"A {color} {kind}.")
+    return AnnotatedSample(None, (turn,), f"{color} {kind}")
+
+
+def teach_language(folder, processor) -> None:
+    """Train and save a language model that answers from descriptions, without ever seeing a picture."""
     text_config = tiny_text_config(**vocabulary(processor), hidden_size=64, intermediate_size=128)
     args = ModelArguments(
         stage=2, config={**CONFIG, "text_config": text_config.to_dict()}, trainable=["language_model", "lm_head"]
     )
-    texts = [replace(sample, image=None) for sample in samples]
-    trained = run_stage(folder / "language", processor, args, texts, steps=80, learning_rate=5e-3).model
+    texts = [described(color, kind) for color in COLORS for kind in KINDS]
+    trained = run_stage(folder / "language", processor, args, texts, steps=120, learning_rate=5e-3).model
     language_model = Phi3ForCausalLM(trained.config.text_config)
     language_model.model.load_state_dict(trained.language_model.state_dict())
     language_model.lm_head.load_state_dict(trained.lm_head.state_dict())
@@ -145,7 +153,7 @@ def stages(tmp_path_factory):
     processor = make_processor()
     first_questions = [replace(sample, turns=sample.turns[:1]) for sample in all_tasks()]
     chats = [replace(sample, turns=sample.turns[:1]) for sample in map(chat_sample, range(8))]
-    teach_language(folder, processor, chats)
+    teach_language(folder, processor)
     language_model = str(folder / "phi3")
     one = ModelArguments(stage=1, config=CONFIG)
     categories = [category_sample(seed) for seed in range(8)]
@@ -164,9 +172,9 @@ def stages(tmp_path_factory):
         projectors=str(folder / "stage2"),
     )
     trainers = [
-        run_stage(folder / "stage1", processor, one, categories, steps=60, learning_rate=2e-3, labels=labels),
-        run_stage(folder / "stage2", processor, two, chats, steps=60, learning_rate=1e-2),
-        run_stage(folder / "stage3", processor, three, first_questions, steps=240, learning_rate=2e-3),
+        run_stage(folder / "stage1", processor, one, categories, steps=40, learning_rate=2e-3, labels=labels),
+        run_stage(folder / "stage2", processor, two, chats, steps=60, learning_rate=3e-3),
+        run_stage(folder / "stage3", processor, three, first_questions, steps=210, learning_rate=2.5e-3),
     ]
     model = trainers[-1].model.eval()
     model.generation_config = build_generation_config(processor)
@@ -176,9 +184,8 @@ def stages(tmp_path_factory):
 @pytest.mark.timeout(900)
 def test_the_loss_of_each_stage_falls_to_less_than_half(stages):
     trainers, *_ = stages
-    assert [round(fall(trainer), 2) < 0.5 for trainer in trainers] == [True, True, True], [
-        fall(trainer) for trainer in trainers
-    ]
+    falls = [fall(trainer) for trainer in trainers]
+    assert max(falls) < 0.5, falls
 
 
 def test_eight_samples_are_known_by_heart(stages):
@@ -199,20 +206,14 @@ def test_answers_are_generated_right(stages):
     _, model, processor, samples = stages
     for sample in samples:
         turn = sample.turns[0]
-        if turn.regions or turn.labels or turn.task in ("referring", "reasoning"):
+        if turn.answer is None:
             inputs = processor(
                 images=[sample.image],
                 task=[turn.task],
-                **{name: [value] for name, value in _question(turn, sample.image).items()},
+                **{name: [value] for name, value in question(turn, (sample.image.height, sample.image.width)).items()},
                 prefill_answer=False,
             )
             outputs = model.segment(**inputs, max_new_tokens=64)
             assert outputs.empty_reasons == ("",) and len(outputs.seg_batch_index) == 1, turn.task
             answer = processor.tokenizer.decode(outputs.sequences[0, outputs.prompt_lengths[0] :])
             assert answer.split("<|end|>")[0] == processor.prompt_templates[turn.task]["answers"][0], turn.task
-
-
-def _question(turn, image):
-    from xsam_training.pictures import question
-
-    return question(turn, (image.height, image.width))
