@@ -143,8 +143,9 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         """
         With labels, the loss is a sum over tokens and `<SEG>`s, divided by what is counted of them. If the three counts
         are those of a whole optimiser step, the losses of its forward passes add up to the loss of the step in one
-        pass. In training mode every part of the network takes part in every loss, if need be with weight zero, on a
-        blank image or for a `<SEG>` that nobody asked for: all processes run the same modules in the same order.
+        pass. In training and in evaluation without gradients, every part of the network takes part in every loss, if
+        need be with weight zero, on a blank image or for a `<SEG>` that nobody asked for: all processes run the same
+        modules in the same order.
 
         Args:
             input_ids: int64 (B, T), with `num_image_tokens` image tokens per image and `num_region_tokens` region
@@ -172,9 +173,10 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
         """
         if image_features is None and (pixel_values is not None or high_res_pixel_values is not None):
             image_features = self.get_image_features(pixel_values, high_res_pixel_values)
-        learns = self.training and (labels is not None or mask_labels is not None)
+        # Without gradients too: a sharded model is evaluated by all processes together.
+        in_step = (self.training or not torch.is_grad_enabled()) and (labels is not None or mask_labels is not None)
         idle_features = image_features
-        if learns:
+        if in_step:
             kwargs.setdefault("use_cache", False)
             if image_features is None:
                 device = (inputs_embeds if input_ids is None else input_ids).device
@@ -208,12 +210,12 @@ class XSAMForSegmentation(XSAMPreTrainedModel, XSAMGenerationMixin):
                 segmentation, phrase_group_ids, mask_labels, class_labels, num_masks_in_batch, class_weight_in_batch
             )
         idle = 0
-        if learns:
+        if in_step:
             idle = self._idle_term(hidden_states, idle_features, image_index, "loss_cls" in losses)
             if labels is None:
                 idle = idle + zero_connected_with([logits], logits.device)
         return XSAMSegmentationOutput(
-            loss=sum(losses.values(), idle) if learns or losses else None,
+            loss=sum(losses.values(), idle) if in_step or losses else None,
             loss_dict=losses or None,
             logits=logits,
             image_features=image_features,

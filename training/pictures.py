@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import torch
 from PIL import Image
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from processing_xsam import AnySegmentationPipeline, XSAMProcessor
@@ -47,11 +49,12 @@ class PredictionPictures(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         was_training = model.training
         model.eval()
-        pictures = [
-            picture
-            for index in spread(self.dataset.lengths, args.picture_samples)
-            for picture in self._picture(model, self.dataset[index].sample)
-        ]
+        with put_together(model):
+            pictures = [
+                picture
+                for index in spread(self.dataset.lengths, args.picture_samples)
+                for picture in self._picture(model, self.dataset[index].sample)
+            ]
         model.train(was_training)
         if not pictures:
             logger.warning("no pictures of predictions: the samples to be shown have no image")
@@ -72,6 +75,23 @@ class PredictionPictures(TrainerCallback):
             (f"{title}: annotation", visualize(sample.image, segments, text)),
             (f"{title}: step {self.trainer.state.global_step}", visualize(sample.image, found, answer)),
         ]
+
+
+@contextmanager
+def put_together(model: PreTrainedModel) -> Iterator[None]:
+    """For calls other than `forward`: the outermost unit of a model that FSDP2 has sharded has its whole weights."""
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    # The Trainer's wrapper of `generate` would take the unit apart again.
+    registered = vars(model).pop("generate", None)
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
+        if registered is not None:
+            model.generate = registered
 
 
 def spread(lengths: Sequence[int], count: int) -> list[int]:

@@ -33,6 +33,7 @@ from step_worker import InMemory, make_trainer
 from tiny_training import all_tasks, caption_sample, category_sample, chat_sample, visual_sample
 from xsam_training.data.samples import AnnotatedSample
 from xsam_training.dataset import TrainingDataset
+from xsam_training.pictures import PredictionPictures
 from xsam_training.sampler import MixedBatchSampler
 from xsam_training.train import run
 from xsam_training.trainer import XSAMTrainer
@@ -149,6 +150,19 @@ def interrupted(folder: Path, shard: bool) -> list[dict[str, torch.Tensor]]:
     return ends
 
 
+def looked_at(folder: Path) -> dict[str, float]:
+    """A sharded run that is evaluated on unequal samples and pictured; the metrics."""
+    trainer = make_trainer(
+        str(folder), evaluate=True, max_steps=1, picture_steps=1, eval_strategy="steps", eval_steps=1
+    )
+    trainer.eval_dataset = TrainingDataset([InMemory(unequal_tasks())])
+    trainer.args.per_device_eval_batch_size = 1
+    trainer.add_callback(PredictionPictures(trainer, trainer.eval_dataset, trainer.processing_class))
+    shard_on_cpu(trainer)
+    trainer.train()
+    return next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
@@ -167,6 +181,7 @@ def work(folder: Path) -> None:
     """What each of two processes does: first next to each other, then sharded."""
     results = {"resumed": interrupted(folder / "resumed", shard=False)}
     results["resumed sharded"] = interrupted(folder / "resumed-sharded", shard=True)
+    results["evaluated"] = looked_at(folder / "looked-at")
     for name, arguments in STEPS.items():
         results[name] = one_step(folder / name, SAMPLES[name](), shard=True, **DIVIDED, **arguments)
     if PartialState().is_main_process:
@@ -245,6 +260,12 @@ def test_two_processes_resume_in_the_second_epoch(results, name):
     uninterrupted, resumed = results[name]
     for key, value in uninterrupted.items():
         assert torch.equal(value, resumed[key]), key
+
+
+def test_a_sharded_model_is_evaluated_and_pictured(folder, results):
+    """While one process has text alone, the other has masks."""
+    assert np.isfinite(results["evaluated"]["eval_loss_mask"] + results["evaluated"]["eval_loss_lm"])
+    assert (folder / "looked-at" / "pictures" / "step-1.png").is_file()
 
 
 def test_a_recipe_on_two_processes(folder):
