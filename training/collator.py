@@ -8,7 +8,7 @@ them, S side of the high-resolution input.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,18 +18,29 @@ import torch
 from processing_xsam import XSAMProcessor
 from processing_xsam.image_processing_xsam import resize_longest_side
 from processing_xsam.processing_xsam import XSAMPrompt
-from processing_xsam.prompts_xsam import SEG_TOKEN, Message, get_task, plain_text, text_phrase
+from processing_xsam.prompts_xsam import SEG_TOKEN, Message, first_of, get_task, plain_text, text_phrase
 from processing_xsam.region_masks_xsam import resize_region_masks
 
-from .data.drawing import DrawnTurn, DrawOptions, borrow_negatives, draw_turns, drop_absent_labels
+from .data.drawing import (
+    GROUPED_TASKS,
+    DrawnTurn,
+    DrawOptions,
+    borrow_negatives,
+    draw_turns,
+    drop_absent_labels,
+)
 from .data.jitter import large_scale_jitter
 from .data.samples import AnnotatedSample, Turn, decode_masks
 from .dataset import TrainingItem
 
+# Key of a batch that is not for the model.
+SKIPPED = "num_skipped"
+
+Choose = Callable[[Sequence[str]], str]
+
 IGNORED_LABEL = -100
 # Referring phrases of a batch share this group; every other `<SEG>` has its phrases to itself.
 REFERRING_GROUP, NO_GROUP = 0, -1
-GROUPED_TASKS = ("referring", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -87,11 +98,12 @@ class XSAMCollator:
             **self._image_tensors(samples),
             **self._region_tensors(samples, conversations),
             **self._label_tensors(samples, conversations),
+            **_skipped(items),
         }
 
     def _converse(self, sample: AnnotatedSample, turns: list[DrawnTurn], rng: random.Random) -> Conversation:
         """The longest beginning of the turns that fits into `max_length`."""
-        choose = rng.choice if self.vary_prompts else _first
+        choose = rng.choice if self.vary_prompts else first_of
         messages = [
             self._messages(drawn.turn, sample.image is not None and i == 0, choose) for i, drawn in enumerate(turns)
         ]
@@ -105,17 +117,17 @@ class XSAMCollator:
                 continue
             return self._shorten(sample, turns[0], prompt, choose)
 
-    def _shorten(self, sample: AnnotatedSample, drawn: DrawnTurn, prompt: XSAMPrompt, choose: Any) -> Conversation:
+    def _shorten(self, sample: AnnotatedSample, drawn: DrawnTurn, prompt: XSAMPrompt, choose: Choose) -> Conversation:
         """A single turn that is too long: a chat is cut, a category list loses absent categories."""
         if drawn.turn.task == "chat":
             cut = XSAMPrompt(prompt.input_ids[: self.max_length], prompt.answer_mask[: self.max_length])
-            return Conversation([drawn], cut)
+            if any(cut.answer_mask):
+                return Conversation([drawn], cut)
         turn = drawn.turn
-        while turn.task in ("generic", "open-vocabulary") and len(prompt.input_ids) > self.max_length:
-            try:
-                turn = drop_absent_labels(turn, keep=len(turn.labels) * 3 // 4)
-            except ValueError:
-                break
+        least = max(1, len(set(turn.mask_phrases)))
+        listed = turn.task in ("generic", "open-vocabulary")
+        while listed and len(prompt.input_ids) > self.max_length and len(turn.labels) > least:
+            turn = drop_absent_labels(turn, keep=max(least, len(turn.labels) * 3 // 4))
             prompt = self.processor.encode_conversation(self._messages(turn, sample.image is not None, choose))
         if len(prompt.input_ids) > self.max_length:
             raise ValueError(
@@ -124,7 +136,7 @@ class XSAMCollator:
             )
         return Conversation([DrawnTurn(turn, drawn.region_samples)], prompt)
 
-    def _messages(self, turn: Turn, has_image: bool, choose: Any) -> list[Message]:
+    def _messages(self, turn: Turn, has_image: bool, choose: Choose) -> list[Message]:
         """Question and answer of one turn."""
         messages = self.processor.build_conversation(
             turn.task,
@@ -172,12 +184,15 @@ class XSAMCollator:
     def _label_tensors(
         self, samples: Sequence[AnnotatedSample], conversations: Sequence[Conversation]
     ) -> dict[str, Any]:
-        mask_labels, class_labels, groups = [], [], []
+        mask_labels, class_labels, groups, grouped_texts = [], [], [], set()
         for sample, conversation in zip(samples, conversations, strict=True):
             for turn in (drawn.turn for drawn in conversation.turns if drawn.turn.num_phrases):
                 mask_labels.append(self._masks_at_input_size(sample, turn.masks))
                 class_labels.append(torch.tensor(turn.mask_phrases, dtype=torch.long))
-                groups.append(REFERRING_GROUP if turn.task in GROUPED_TASKS else NO_GROUP)
+                # Words that already are somebody's phrase cannot be their negative.
+                joins = turn.task in GROUPED_TASKS and turn.text not in grouped_texts
+                groups.append(REFERRING_GROUP if joins else NO_GROUP)
+                grouped_texts.add(turn.text)
         if not mask_labels:
             return {}
         grouped = {"phrase_group_ids": torch.tensor(groups)} if self.group_referring else {}
@@ -209,14 +224,15 @@ class XSAMUniversalCollator:
         """
         windows, mask_labels, class_labels = [], [], []
         size = self.processor.high_res_size
-        for sample, draw in items:
+        for item in items:
+            sample = item.sample
             if len(sample.turns) != 1 or not sample.turns[0].labels:
                 raise ValueError(f"{sample.name}: stage 1 trains on one list of categories for each image.")
             turn = sample.turns[0]
             image = sample.image
             masks = decode_masks(turn.masks, (image.height, image.width))
             if self.jitter is not None:
-                image, masks = large_scale_jitter(image, masks, size, random.Random(draw), self.jitter)
+                image, masks = large_scale_jitter(image, masks, size, random.Random(item.draw), self.jitter)
             else:
                 masks = resize_region_masks(torch.from_numpy(masks), size).numpy()
                 image = resize_longest_side(image, size)
@@ -226,11 +242,18 @@ class XSAMUniversalCollator:
             class_labels.append(torch.tensor(turn.mask_phrases, dtype=torch.long)[torch.from_numpy(kept)])
         encode = self.processor.high_res_image_processor
         pixels = encode(windows, do_resize=False, return_tensors="pt")["pixel_values"]
-        return {"high_res_pixel_values": pixels, "mask_labels": mask_labels, "class_labels": class_labels}
+        return {
+            "high_res_pixel_values": pixels,
+            "mask_labels": mask_labels,
+            "class_labels": class_labels,
+            **_skipped(items),
+        }
 
 
-def _first(sentences: Sequence[str]) -> str:
-    return sentences[0]
+def _skipped(items: Sequence[TrainingItem]) -> dict[str, int]:
+    """How many broken records were passed over for these items, if there were any: `XSAMTrainer` logs it."""
+    count = sum(item.num_skipped for item in items)
+    return {SKIPPED: count} if count else {}
 
 
 def _tag_caption(turn: Turn) -> str:

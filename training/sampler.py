@@ -1,13 +1,13 @@
 """
 Which samples a training step sees: balance between data sets, and batches from one of them or from all.
 
-The repeat factor is that of X-SAM (arXiv 2508.04655; `xsam/dataset/concat_dataset.py`), and so is the rule that a batch on
-all processes comes from one data set (`xsam/dataset/samplers/source_grouped.py`). Unlike there, the samples that a
+The repeat factor is that of X-SAM (arXiv 2508.04655; `xsam/dataset/concat_dataset.py`), and so is the rule that the
+batches of a step come from one data set (`xsam/dataset/samplers/source_grouped.py`). Unlike there, the samples that a
 fractional factor repeats are drawn anew every epoch instead of being the first of the data set, data sets take turns in
 proportion to their size until the end of the epoch, and no sample is left out.
 
-Shapes: an epoch is B batches of `batch_size` samples, and B is a multiple of `num_processes`. Batch i is worked on by
-process i modulo `num_processes`, which is how accelerate deals them out.
+Shapes: an epoch is B batches of `batch_size` samples, and B is a multiple of `batches_per_step`. On n
+processes, batch i is worked on by process i modulo n, which is how accelerate deals them out.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class XSAMBatchSampler(Sampler[list[SampleKey]], ABC):
 
     A data set is passed through as often as its factor says before any of its samples comes once more than the others:
     factor 2.3 gives every sample twice and a random three tenths of them a third time. An epoch that does not fill its
-    last batches is continued from its start. The order depends on `batch_size * num_processes` alone, not on its parts.
+    last batches is continued from its start. The order depends on `batch_size * batches_per_step` alone, not on its parts.
 
     Nothing but the epoch is remembered: every iteration starts at the beginning of the epoch, so that a run is resumed by
     setting the epoch and skipping batches. The epoch has to be set here when batches are skipped on several processes:
@@ -111,13 +111,13 @@ class XSAMBatchSampler(Sampler[list[SampleKey]], ABC):
     Args:
         lengths: number of samples of each data set, in the order in which they are concatenated.
         batch_size: samples of a batch, on one process.
-        num_processes: processes that share the batches.
+        batches_per_step: batches of an optimiser step: those that are accumulated, times the processes.
         factors: repeat factor of each data set; below 1, a random part of it is taken. By default 1.
         seed: of the order of samples and of their draws.
 
     Raises:
         ValueError: without data sets, for an empty one, for a factor that leaves nothing of its data set, for a batch or a
-            number of processes below 1 or a negative seed.
+            number of batches below 1 or a negative seed.
     """
 
     # Asked for by accelerate. Nothing is dropped, and nothing has to be.
@@ -127,24 +127,24 @@ class XSAMBatchSampler(Sampler[list[SampleKey]], ABC):
         self,
         lengths: Sequence[int],
         batch_size: int,
-        num_processes: int = 1,
+        batches_per_step: int = 1,
         factors: Sequence[float] | None = None,
         seed: int = 0,
     ) -> None:
         _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("num_processes", num_processes, 1)
+        _check_at_least("batches_per_step", batches_per_step, 1)
         _check_at_least("seed", seed, 0)
         self.lengths = list(lengths)
         self.counts = samples_per_epoch(lengths, [1.0] * len(lengths) if factors is None else factors)
         self.batch_size = batch_size
-        self.num_processes = num_processes
+        self.batches_per_step = batches_per_step
         self.seed = seed
         self.epoch = 0
 
     @property
     @abstractmethod
     def run_length(self) -> int:
-        """How many samples in a row come from one data set; a divisor of `batch_size * num_processes`."""
+        """How many samples in a row come from one data set; a divisor of `batch_size * batches_per_step`."""
 
     @property
     def sampler(self) -> XSAMBatchSampler:
@@ -159,7 +159,7 @@ class XSAMBatchSampler(Sampler[list[SampleKey]], ABC):
     def __len__(self) -> int:
         """Number of batches of an epoch, over all processes."""
         num_samples = sum(_round_up(count, self.run_length) for count in self.counts)
-        return _round_up(num_samples, self.batch_size * self.num_processes) // self.batch_size
+        return _round_up(num_samples, self.batch_size * self.batches_per_step) // self.batch_size
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         # Two streams of random numbers, so that draws do not depend on the lengths of the data sets.
@@ -181,19 +181,18 @@ class XSAMBatchSampler(Sampler[list[SampleKey]], ABC):
         turns = rng.permutation(np.repeat(np.arange(len(sources)), [len(s) // self.run_length for s in sources]))
         order = np.empty_like(runs)
         order[np.argsort(turns, kind="stable")] = runs
-        return np.resize(order, _round_up(order.size, self.batch_size * self.num_processes))
+        return np.resize(order, _round_up(order.size, self.batch_size * self.batches_per_step))
 
 
 class SourceBatchSampler(XSAMBatchSampler):
     """
-    A batch, and the batches that the other processes work on at the same time, come from one data set: the published way,
-    where these make up a whole optimiser step. A data set that does not fill its last batches is continued from the start
-    of its own samples.
+    The batches of an optimiser step come from one data set: the published way. A data set that does not fill its last
+    batches is continued from the start of its own samples.
     """
 
     @property
     def run_length(self) -> int:
-        return self.batch_size * self.num_processes
+        return self.batch_size * self.batches_per_step
 
 
 class MixedBatchSampler(XSAMBatchSampler):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel, TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from processing_xsam import XSAMProcessor
@@ -29,7 +30,7 @@ from .arguments import (
 from .collator import XSAMCollator, XSAMUniversalCollator
 from .data.drawing import DrawOptions
 from .data.formats import build_reader
-from .data.reader import SampleReader
+from .data.reader import CategoryReader, SampleReader
 from .dataset import TrainingDataset
 from .initialization import build_config, build_generation_config, build_model, build_processor
 from .parts import describe_parts, set_trainable_parts
@@ -55,8 +56,16 @@ def train(recipe: str | Path, overrides: Sequence[str] = ()) -> XSAMTrainer:
 
 
 def run(trainer: XSAMTrainer) -> XSAMTrainer:
-    """Train, from `resume_from_checkpoint` on ("last" is the newest in `output_dir`), and save the result."""
-    result = trainer.train(resume_from_checkpoint=_checkpoint(trainer.args))
+    """
+    Train, from `resume_from_checkpoint` on ("last" is the newest in `output_dir`), and save the result. A run that has
+    made its `max_steps` is left as it is.
+    """
+    checkpoint = _checkpoint(trainer.args)
+    if checkpoint is not None and _is_finished(checkpoint, trainer.args.max_steps):
+        _announce(trainer.args)(f"{checkpoint} has made all {trainer.args.max_steps} steps: nothing is left to train.")
+        trainer._load_from_checkpoint(checkpoint)
+        return trainer
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_fsdp_enabled:
         # Otherwise the Trainer saves no weights at all of a model whose checkpoints are sharded.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
@@ -77,9 +86,17 @@ def build_trainer(arguments: Arguments) -> XSAMTrainer:
     factors = repeat_factors(train_set.lengths, data_args.balance_threshold)
     say(balance_table(_names(data_args.datasets), train_set.lengths, factors))
     _report_skipped(train_set, data_args.datasets, say)
+    if eval_set is not None:
+        _report_skipped(eval_set, data_args.eval_datasets, say)
 
+    if lora_args.lora and model_args.model is None:
+        model_args = _resumed_base(model_args, args)
     processor = build_processor(model_args)
-    labels = _category_names(train_set) if model_args.stage == 1 else ()
+    labels = (
+        _category_names([*train_set.datasets, *(eval_set.datasets if eval_set else [])])
+        if model_args.stage == 1
+        else ()
+    )
     config = build_config(model_args, processor.tokenizer, labels)
     model, report = build_model(model_args, config)
     say(str(report))
@@ -99,7 +116,7 @@ def build_trainer(arguments: Arguments) -> XSAMTrainer:
         train_batch_sampler=sampler_class(
             train_set.lengths,
             args.train_batch_size,
-            num_processes=args.world_size,
+            batches_per_step=args.world_size * args.gradient_accumulation_steps,
             factors=factors,
             seed=args.data_seed if args.data_seed is not None else args.seed,
         ),
@@ -130,21 +147,24 @@ def _report_skipped(dataset: TrainingDataset, specs: list[Any], say: Any) -> Non
             say(f"{name}: {reader.skipped.total()} records left out: {dict(reader.skipped)}")
 
 
-def _category_names(dataset: TrainingDataset) -> tuple[str, ...]:
+def _category_names(readers: Sequence[SampleReader]) -> tuple[str, ...]:
     """
     The categories of stage 1's linear head.
 
     Raises:
-        ValueError: if the data sets have different ones.
+        ValueError: if a data set has no list of categories, or another one than the first.
     """
-    lists = {_labels_of(reader) for reader in dataset.datasets}
-    if len(lists) != 1:
-        raise ValueError(f"stage 1 has one list of categories, but the data sets have {len(lists)} different ones.")
-    return lists.pop()
-
-
-def _labels_of(reader: SampleReader) -> tuple[str, ...]:
-    return reader[0].turns[0].labels
+    without = [type(reader).__name__ for reader in readers if not isinstance(reader, CategoryReader)]
+    if without:
+        raise ValueError(f"datasets: stage 1 trains on lists of categories, but {', '.join(without)} has none.")
+    labels = readers[0].labels
+    for place, reader in enumerate(readers):
+        if reader.labels != labels:
+            difference = sorted({*reader.labels} ^ {*labels}) or "their order"
+            raise ValueError(
+                f"datasets: stage 1 has one list of categories, but data set {place} differs from the first in {difference}."
+            )
+    return labels
 
 
 def _collators(stage: int, processor: XSAMProcessor, data_args: DataArguments) -> tuple[Any, Any]:
@@ -193,8 +213,10 @@ def _with_adapters(
     if model_args.model is None:
         with args.main_process_first(desc="saving the base of the adapters"):
             if not base.is_dir():
-                model.save_pretrained(base)
-                processor.save_pretrained(base)
+                unfinished = base.with_suffix(".unfinished")
+                model.save_pretrained(unfinished)
+                processor.save_pretrained(unfinished)
+                unfinished.rename(base)
     model.name_or_path = str(base)
     config = lora_config(
         model,
@@ -204,6 +226,34 @@ def _with_adapters(
         image_towers=lora_args.lora_towers,
     )
     return get_peft_model(model, config)
+
+
+def _resumed_base(model_args: ModelArguments, args: XSAMTrainingArguments) -> ModelArguments:
+    """
+    A run that goes on takes the base of its adapters from where it was saved, whatever its sources have become.
+
+    Raises:
+        ValueError: if a run that starts finds the base of another one.
+    """
+    base = Path(args.output_dir) / "base"
+    if not base.is_dir():
+        return model_args
+    if _checkpoint(args) is None:
+        raise ValueError(
+            f"output_dir: {base} is the base of adapters that were trained before. Choose another output_dir, go on with "
+            "resume_from_checkpoint, or remove the folder."
+        )
+    return ModelArguments(
+        stage=model_args.stage,
+        model=str(base),
+        processor=model_args.processor,
+        attn_implementation=model_args.attn_implementation,
+    )
+
+
+def _is_finished(checkpoint: str, max_steps: int) -> bool:
+    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    return 0 < max_steps <= state.global_step
 
 
 def _announce(args: XSAMTrainingArguments) -> Any:

@@ -9,7 +9,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,33 +19,18 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
-from modeling_xsam.loss_xsam import count_loss_items
+from modeling_xsam import XSAMMaskDecoderConfig
 
 from .arguments import XSAMTrainingArguments
-from .collator import IGNORED_LABEL
+from .collator import SKIPPED
 from .dataset import TrainingDataset
+from .loss_items import LossItems, LossParts, count_items, total_items
 from .sampler import XSAMBatchSampler
 
 Collator = Callable[[list], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class StepItems:
-    """
-    What the losses of one optimiser step are divided by: counted over its forward passes and over all processes.
-
-    Attributes:
-        num_tokens: tokens with a language loss.
-        num_masks: masks of all `<SEG>`s (in stage 1, images).
-        class_weight: class weights of all queries.
-    """
-
-    num_tokens: torch.Tensor
-    num_masks: torch.Tensor
-    class_weight: torch.Tensor
 
 
 class XSAMTrainer(Trainer):
@@ -76,7 +60,12 @@ class XSAMTrainer(Trainer):
         self.eval_collator = eval_collator or self.data_collator
         self._train_parts = LossParts()
         self._eval_parts = LossParts()
-        self._last_log = (time.perf_counter(), 0)
+        self._eval_counts = torch.zeros(3, dtype=torch.float64)
+        self._last_logged_step = 0
+        self._num_skipped = 0
+        # First, so that it stops before what other callbacks do at the end of a step.
+        self._clock = StepClock()
+        self.callback_handler.callbacks.insert(0, self._clock)
 
     # Data
 
@@ -115,30 +104,23 @@ class XSAMTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], StepItems]:
+    ) -> tuple[list[dict[str, Any]], LossItems]:
         """The forward passes of one optimiser step, and what their losses are divided by."""
+        self._clock.start()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        decoder_config = self.accelerator.unwrap_model(self.model).config.mask_decoder_config
-        counts = torch.zeros(3, dtype=torch.float64)
-        for batch in batches:
-            if "labels" in batch:
-                # The first token is nobody's prediction.
-                counts[0] += batch["labels"][:, 1:].ne(IGNORED_LABEL).sum().cpu()
-            if "class_labels" in batch:
-                items = count_loss_items(batch["class_labels"], decoder_config)
-                counts[1] += items.num_masks.cpu()
-                counts[2] += items.class_weight.cpu()
-        counts = counts.float().to(device)
-        if self.args.world_size > 1:
-            counts = self.accelerator.gather(counts).view(-1, 3).sum(0)
-        return batches, StepItems(*counts)
+        self._num_skipped += sum(batch.pop(SKIPPED, 0) for batch in batches)
+        return batches, total_items(count_items(batches, self._decoder_config), self.accelerator)
+
+    @property
+    def _decoder_config(self) -> XSAMMaskDecoderConfig:
+        return self.accelerator.unwrap_model(self.model).config.mask_decoder_config
 
     def compute_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: StepItems | None = None,
+        num_items_in_batch: LossItems | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """
         The loss of one forward pass. With `num_items_in_batch` it is this pass's share of the step's loss, times the
@@ -146,19 +128,17 @@ class XSAMTrainer(Trainer):
         """
         if num_items_in_batch is None:
             outputs = model(**inputs)
-            self._eval_parts.add(outputs.loss_dict, 1)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
-        denominators = {
-            "num_masks_in_batch": num_items_in_batch.num_masks,
-            "class_weight_in_batch": num_items_in_batch.class_weight,
-        }
-        if "labels" in inputs:
-            denominators["num_items_in_batch"] = num_items_in_batch.num_tokens.clamp(min=1)
-        outputs = model(**inputs, **denominators)
-        scale = self.accelerator.num_processes
-        self._train_parts.add(outputs.loss_dict, scale)
-        loss = outputs.loss * scale
+        outputs = self._share_of(num_items_in_batch, model, inputs)
+        self._train_parts.add(outputs.loss_dict)
+        loss = outputs.loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _share_of(self, items: LossItems, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        denominators = {"num_masks_in_batch": items.num_masks, "class_weight_in_batch": items.class_weight}
+        if "labels" in inputs:
+            denominators["num_items_in_batch"] = items.num_tokens.clamp(min=1)
+        return model(**inputs, **denominators)
 
     def prediction_step(
         self,
@@ -168,14 +148,28 @@ class XSAMTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, None, None]:
         """The loss alone: masks and classes of different samples have no common shape."""
+        inputs = self._prepare_inputs(inputs)
+        inputs.pop(SKIPPED, None)
+        self._eval_counts += count_items([inputs], self._decoder_config)
+        one = torch.ones((), device=self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
+            outputs = self._share_of(LossItems(one, one, one), model, inputs)
+        self._eval_parts.add(outputs.loss_dict)
+        return outputs.loss.detach(), None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        self._eval_parts.clear()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        for name, value in self._eval_parts.means(self.accelerator).items():
+        """
+        The loss of the whole data set as if it were one batch, and its parts. The same at every call: points of the mask
+        losses are drawn from `seed`, and training goes on from its own random state.
+        """
+        self._eval_counts.zero_()
+        with torch.random.fork_rng():
+            torch.manual_seed(self.args.seed)
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        items = total_items(self._eval_counts, self.accelerator)
+        sums = self._eval_parts.take(self.accelerator)
+        parts = {name: value / max(float(items.of(name)), 1e-9) for name, value in sums.items()}
+        for name, value in {"loss": sum(parts.values()), **parts}.items():
             output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
@@ -240,19 +234,19 @@ class XSAMTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds every part of the loss, samples a second and memory to what is logged in training."""
         if "loss" in logs:
-            now, step = time.perf_counter(), self.state.global_step
-            steps = max(1, step - self._last_log[1])
-            logs |= self._train_parts.means(self.accelerator, steps)
-            samples = self.get_total_train_batch_size(self.args) * steps
-            logs["samples_per_second"] = samples / (now - self._last_log[0])
+            steps = max(1, self.state.global_step - self._last_logged_step)
+            logs |= {name: value / steps for name, value in self._train_parts.take(self.accelerator).items()}
+            seconds = max(self._clock.take(), 1e-9)
+            logs["samples_per_second"] = self.get_total_train_batch_size(self.args) * steps / seconds
+            if self._num_skipped:
+                logs["skipped_records"] = self._num_skipped
             logs["memory_gb"] = _memory_in_use(self.args.device) / 2**30
-            self._train_parts.clear()
-            self._last_log = (now, step)
+            self._last_logged_step = self.state.global_step
         super().log(logs, start_time)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         resumed_at = super()._init_training_state(*args, **kwargs)
-        self._last_log = (time.perf_counter(), self.state.global_step)
+        self._last_logged_step = self.state.global_step
         return resumed_at
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
@@ -261,39 +255,23 @@ class XSAMTrainer(Trainer):
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
 
-class LossParts:
-    """Running sums of the parts of a loss. A part that some process has not seen counts as 0 there."""
+class StepClock(TrainerCallback):
+    """Seconds that optimiser steps took, waiting for data included, evaluation, pictures and saving not."""
 
     def __init__(self) -> None:
-        self.clear()
+        self._started = 0.0
+        self._seconds = 0.0
 
-    def clear(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+    def start(self) -> None:
+        self._started = time.perf_counter()
 
-    def add(self, parts: dict[str, torch.Tensor], scale: float) -> None:
-        self._count += 1
-        for name, value in parts.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach() * scale
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self._seconds += time.perf_counter() - self._started
 
-    def means(self, accelerator: Any, count: int | None = None) -> dict[str, float]:
-        """
-        Mean over `count` (by default, the number of additions) and over processes. Every process has to call it.
-        """
-        names = sorted({name for names in _gather_objects(accelerator, list(self._sums)) for name in names})
-        if not names:
-            return {}
-        sums = torch.stack([torch.as_tensor(self._sums.get(name, 0.0)).float() for name in names])
-        values = accelerator.reduce(sums.to(accelerator.device), reduction="mean") / (count or max(1, self._count))
-        return dict(zip(names, values.tolist(), strict=True))
-
-
-def _gather_objects(accelerator: Any, value: list[str]) -> list[list[str]]:
-    if accelerator.num_processes == 1:
-        return [value]
-    gathered: list[list[str]] = [[] for _ in range(accelerator.num_processes)]
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
+    def take(self) -> float:
+        """The seconds since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 def _belongs(name: str, part: str) -> bool:
@@ -314,4 +292,4 @@ def _memory_in_use(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
-__all__ = ["StepItems", "XSAMTrainer"]
+__all__ = ["XSAMTrainer"]

@@ -64,7 +64,9 @@ def make_trainer(output_dir: str, callbacks=(), evaluate: bool = False, **argume
         train_dataset=dataset,
         eval_dataset=dataset if evaluate else None,
         train_batch_sampler=MixedBatchSampler(
-            dataset.lengths, args.per_device_train_batch_size, num_processes=args.world_size
+            dataset.lengths,
+            args.per_device_train_batch_size,
+            batches_per_step=args.world_size * args.gradient_accumulation_steps,
         ),
         data_collator=XSAMCollator(processor, options=DrawOptions(max_negatives=0), group_referring=False),
         processing_class=processor,

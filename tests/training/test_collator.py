@@ -84,6 +84,12 @@ def test_one_seg_for_each_question(processor):
     assert "phrase_group_ids" not in XSAMCollator(processor, group_referring=False)(items(referring_sample(0)))
 
 
+def test_the_same_words_are_not_each_others_negatives(processor):
+    collate = XSAMCollator(processor, options=DrawOptions(max_turns=1))
+    samples = [replace(referring_sample(seed), turns=referring_sample(seed).turns[:1]) for seed in (0, 1)]
+    assert collate(items(*samples))["phrase_group_ids"].tolist() == [0, -1]
+
+
 def test_regions_are_read_from_the_images_they_were_drawn_on(processor):
     options = DrawOptions(negative_share=1.0)
     samples = [visual_sample(6), visual_sample(3)]
@@ -103,6 +109,12 @@ def test_regions_are_read_from_the_images_they_were_drawn_on(processor):
 def test_text_only_batches(processor):
     batch = XSAMCollator(processor)(items(chat_sample(0, with_image=False)))
     assert "pixel_values" not in batch and batch["image_index"].tolist() == [-1]
+
+
+def test_skipped_records_are_counted(processor):
+    skipped = [TrainingItem(chat_sample(0), 0, 2), TrainingItem(chat_sample(1), 1)]
+    assert XSAMCollator(processor)(skipped)["num_skipped"] == 2
+    assert "num_skipped" not in XSAMCollator(processor)(items(chat_sample(0)))
 
 
 def test_a_caption_without_phrases_has_no_seg(processor):
@@ -141,8 +153,12 @@ def test_what_is_too_long_is_shortened(processor):
     long = replace(sample, turns=(replace(sample.turns[0], labels=labels),))
     shortened = XSAMCollator(processor, max_length=400, options=PLAIN, vary_prompts=False)(items(long))
     assert shortened["input_ids"].shape[1] <= 400 and len(shortened["mask_labels"][0]) == 5
-    with pytest.raises(ValueError, match=r"scene 0: its prompt has .* tokens, but max_length is 50"):
-        XSAMCollator(processor, max_length=50)(items(category_sample(0)))
+    alone = replace(sample, turns=(replace(sample.turns[0], labels=labels[:1], masks=(), mask_phrases=()),))
+    for too_long in (category_sample(0), alone):
+        with pytest.raises(ValueError, match=r"scene 0: its prompt has .* tokens, but max_length is 50"):
+            XSAMCollator(processor, max_length=50)(items(too_long))
+    with pytest.raises(ValueError, match=r"chat 0: its prompt has .* tokens, but max_length is 10"):
+        XSAMCollator(processor, max_length=10)(items(chat_sample(0)))
 
 
 def test_the_model_takes_every_batch(processor):

@@ -2,6 +2,7 @@ import logging
 from dataclasses import replace
 
 import pytest
+from torch.utils.data import DataLoader
 
 from tiny_training import chat_sample
 from xsam_training import dataset as module
@@ -62,17 +63,31 @@ def test_skip_takes_the_next_one_and_says_so(caplog):
     dataset = TrainingDataset([NamedReader("aBC"), NamedReader("dE")], "skip")
     with caplog.at_level(logging.WARNING, logger="xsam_training"):
         item = dataset[SampleKey(1, draw=77)]
-    # The seed belongs to the place in the epoch, not to the sample.
-    assert (item.sample.name, item.draw) == ("d", 77)
+    # The seed belongs to the place in the epoch, not to the sample. It stays in its data set.
+    assert (item.sample.name, item.draw, item.num_skipped) == ("a", 77, 2)
     assert caplog.messages == [
         f"left out, the next one is taken instead: chats.json, {name}: it is damaged" for name in "BC"
     ]
-    assert names(dataset) == "addda"
+    assert names(dataset) == "aaadd"
+
+
+def test_broken_records_are_counted_by_data_set():
+    dataset = TrainingDataset([NamedReader("aBC"), NamedReader("de"), NamedReader("fG")], "skip")
+    assert [item.num_skipped for item in dataset] == [0, 2, 1, 0, 0, 0, 1]
+    assert dataset.substituted == {0: 3, 2: 1}
+    assert dataset[4].num_skipped == 0 and dataset.substituted[1] == 0
+
+
+def test_workers_say_what_they_skipped():
+    dataset = TrainingDataset([NamedReader("aB")], "skip")
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, collate_fn=lambda item: item)
+    assert [(item.sample.name, item.num_skipped) for item in loader] == [("a", 0), ("a", 1)]
+    assert not dataset.substituted
 
 
 def test_a_data_set_without_a_sound_record_is_given_up():
     with pytest.raises(ValueError, match="3 samples from index 1 on cannot be read"):
-        TrainingDataset([NamedReader("ABC")], "skip")[1]
+        TrainingDataset([NamedReader("ABC"), NamedReader("d")], "skip")[1]
 
 
 def test_so_is_one_with_too_many_broken_ones_in_a_row(monkeypatch):

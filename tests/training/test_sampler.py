@@ -71,7 +71,7 @@ def prepare(sampler, process_index: int, **kwargs) -> DataLoader:
     """What accelerate makes of a loader with this sampler on one of the processes."""
     loader = DataLoader(Keys(sum(SMALL)), batch_sampler=sampler, collate_fn=as_list, **kwargs)
     return prepare_data_loader(
-        loader, num_processes=sampler.num_processes, process_index=process_index, put_on_device=False
+        loader, num_processes=sampler.batches_per_step, process_index=process_index, put_on_device=False
     )
 
 
@@ -283,7 +283,7 @@ def test_the_order_is_recorded():
         ({"lengths": []}, "lengths is empty"),
         ({"lengths": [3, 0]}, r"lengths\[1\] is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"num_processes": 0}, "num_processes is 0"),
+        ({"batches_per_step": 0}, "batches_per_step is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"factors": [1.0]}, "factors has 1 entries for 2 data sets"),
         ({"factors": [1.0, 0.0]}, r"factors\[1\] is 0.0"),

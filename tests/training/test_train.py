@@ -154,6 +154,32 @@ def test_adapters(root, stage1, stage2):
         assert torch.equal(value, other), name
 
 
+def test_a_finished_run_is_left_as_it_is(root, stage1, stage2):
+    overrides = [
+        f"--output_dir={root / 'finished'}",
+        "--save_steps=1",
+        "--max_steps=1",
+        "--resume_from_checkpoint=last",
+    ]
+    first = dry_run(root, 3, *overrides)
+    again = dry_run(root, 3, *overrides)
+    assert again.state.global_step == 0
+    for (name, value), other in zip(first.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_adapters_do_not_take_the_base_of_another_run(root, stage1, stage2):
+    (root / "taken" / "base").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is the base of adapters that were trained before"):
+        dry_run(root, 3, f"--output_dir={root / 'taken'}", "--lora=true")
+
+
+def test_stage_1_evaluates_the_categories_that_it_trains(root):
+    other = "[{format: coco-instances}]"
+    with pytest.raises(ValueError, match="data set 1 differs from the first in"):
+        dry_run(root, 1, f"--output_dir={root / 'other'}", f"--eval_datasets={other}")
+
+
 def test_the_command_names_what_is_wrong(root):
     result = CliRunner().invoke(
         app, ["train", str(RECIPES / "stage1.yaml"), *dry_run_overrides(root, 1), "--datasets=[{format: coco}]"]

@@ -140,3 +140,25 @@ def test_evaluation_reports_all_parts_and_keeps_the_best(tmp_path):
     assert trainer.state.best_metric == min(entry["eval_loss"] for entry in evaluated)
     # The checkpoint is whole: processor and model load from it.
     assert type(tiny_processor()).from_pretrained(trainer.state.best_model_checkpoint).high_res_size == 64
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_evaluation_is_that_of_the_whole_data_set(tmp_path, batch_size):
+    """However it is divided, and without point sampling as if all samples were one batch."""
+    trainer = make_trainer(str(tmp_path), evaluate=True, per_device_eval_batch_size=batch_size)
+    metrics = trainer.evaluate()
+    trainer.model.eval()
+    with torch.no_grad():
+        whole = trainer.model(**trainer.data_collator([trainer.eval_dataset[index] for index in range(8)]))
+    assert metrics["eval_loss"] == pytest.approx(whole.loss.item(), rel=1e-4)
+    for name, value in whole.loss_dict.items():
+        assert metrics[f"eval_{name}"] == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
+
+
+def test_evaluation_repeats_itself_and_leaves_training_alone(tmp_path):
+    trainer = make_trainer(str(tmp_path), evaluate=True)
+    trainer.model.loss.use_point_sampling = trainer.model.loss.matcher.use_point_sampling = True
+    state = torch.get_rng_state()
+    losses = [trainer.evaluate()["eval_loss"] for _ in range(2)]
+    assert losses[0] == losses[1]
+    assert torch.equal(torch.get_rng_state(), state)

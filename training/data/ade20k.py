@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .class_maps import ClassMapReader
 from .coco_panoptic import distinct_names
-from .reader import OnError
+from .reader import OnError, missing
 
 FOLDER = "ade20k/ADEChallengeData2016"
 
@@ -75,7 +75,7 @@ def read_class_names(file: Path) -> list[str]:
         FileNotFoundError: if it does not exist.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; see training/README.md for where the data comes from")
+        raise missing(file)
     text = file.read_text(encoding="utf-8")
     return _names_of_categories(file, text) if file.suffix == ".json" else _names_of_table(file, text)
 

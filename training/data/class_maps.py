@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .reader import BrokenRecord, OnError, SampleReader
+from .reader import BrokenRecord, CategoryReader, OnError, missing
 from .samples import AnnotatedSample, Turn, encode_masks
 
 CATEGORY_TASKS = ("generic", "open-vocabulary")
@@ -58,7 +59,7 @@ def open_map(path: Path) -> Image.Image:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
-class ClassMapReader(SampleReader[ClassMapRecord]):
+class ClassMapReader(CategoryReader[ClassMapRecord]):
     """
     A sample per pair of files with one question: all classes, things before stuff. Pixels with the ignored value are one
     mask in `ignored`.
@@ -99,9 +100,12 @@ class ClassMapReader(SampleReader[ClassMapRecord]):
         self.ignore_value, self.offset = ignore_value, offset
         self.classes = read_names(Path(root) / classes) if isinstance(classes, str) else tuple(classes)
         _check_classes(self.classes, things, ignore_value - offset)
-        self.labels = tuple(sorted(self.classes, key=lambda name: name not in things))
-        self.num_things = len(set(things))
+        self.things = frozenset(things)
         super().__init__(root, on_error)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(sorted(self.classes, key=lambda name: name not in self.things))
 
     def records(self) -> Iterable[ClassMapRecord]:
         images = self._files(self.images, IMAGE_SUFFIXES)
@@ -130,7 +134,7 @@ class ClassMapReader(SampleReader[ClassMapRecord]):
         turn = Turn(
             self.task,
             labels=self.labels,
-            num_things=self.num_things,
+            num_things=len(self.things),
             masks=tuple(encode_masks(np.stack([values == value for value in present]))) if present else (),
             mask_phrases=tuple(self.labels.index(self.classes[value - self.offset]) for value in present),
             ignored=tuple(encode_masks(is_ignored[None])) if is_ignored.any() else (),
@@ -141,7 +145,7 @@ class ClassMapReader(SampleReader[ClassMapRecord]):
         """Files of a folder and its subfolders, by their paths without suffix."""
         path = self.root / folder
         if not path.is_dir():
-            raise FileNotFoundError(f"{path} does not exist; see training/README.md for where the data comes from")
+            raise missing(path)
         files: dict[str, list[str]] = {}
         for file in path.rglob("*"):
             if file.suffix.lower() in suffixes:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .coco_panoptic import CocoContent, CocoImage, CocoReader, ImageId, malformed
-from .reader import BrokenRecord, OnError
+from .reader import OnError
 from .samples import AnnotatedSample, rle_from_annotation
 
 
@@ -86,13 +86,10 @@ class CocoInstancesReader(CocoReader[InstancesRecord]):
 
     def read(self, record: InstancesRecord) -> AnnotatedSample:
         image = record.image
-        picture = self.read_image(Path(self.images) / image.file, f"image {image.id}")
-        size = (picture.height, picture.width)
-        if image.size not in (None, size):
-            problem = f"{image.file} has (height, width) {size}, but is annotated as {image.size}"
-            raise BrokenRecord(self.annotations, f"image {image.id}", problem)
+        picture = self.read_image(Path(self.images) / image.file, f"image {image.id}", image.size)
+        size = [picture.height, picture.width]
         phrases = [instance.phrase for instance in record.instances]
-        masks = [{"size": list(size), "counts": instance.counts} for instance in record.instances]
+        masks = [{"size": size, "counts": instance.counts} for instance in record.instances]
         return self.sample(image, picture, phrases, masks, void=())
 
     def _instance(self, annotation: Mapping[str, Any], content: CocoContent) -> Instance:

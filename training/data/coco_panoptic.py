@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from .class_maps import check_task, open_map
-from .reader import BrokenRecord, OnError, Record, SampleReader
+from .reader import BrokenRecord, CategoryReader, OnError, Record
 from .samples import RLE, AnnotatedSample, Turn, encode_masks
 
 ImageId = int | str
@@ -148,7 +148,7 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-class CocoReader(SampleReader[Record]):
+class CocoReader(CategoryReader[Record]):
     """
     What the readers of COCO's formats share. A sample is an image with one question: all categories.
 
@@ -165,6 +165,10 @@ class CocoReader(SampleReader[Record]):
         self.task, self.keep_empty = check_task(task), keep_empty
         with uncollected():
             super().__init__(root, on_error)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.categories.labels
 
     def load(self) -> CocoContent:
         """
@@ -217,7 +221,7 @@ class CocoReader(SampleReader[Record]):
         crowds = [mask for mask, phrase in zip(masks, phrases, strict=True) if phrase is None]
         turn = Turn(
             self.task,
-            labels=self.categories.labels,
+            labels=self.labels,
             num_things=self.categories.num_things,
             masks=tuple(mask for mask, phrase in zip(masks, phrases, strict=True) if phrase is not None),
             mask_phrases=tuple(phrase for phrase in phrases if phrase is not None),

@@ -10,26 +10,25 @@ Two published forms, both a JSON list with an entry per image, both read by both
   COCO's with `point_visual_prompt_mask`, `scribble_...`, `box_...`, `mask_visual_prompt_mask`. Points are single
   pixels and scribbles lines of one pixel, which are widened when they are shown, here and in X-SAM.
 
-Prompts may be absent or empty, for objects of a few pixels. Crowds, images without a prompted object, and objects that
-have neither prompts nor pixels are left out.
+Prompts may be absent or empty, for objects of a few pixels. Images without a prompted object, crowds, and objects that
+have neither prompts nor pixels are left out: nothing is asked about them.
 
 The files have some gigabytes. Of each entry only its place in the file is kept.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from .reader import BrokenRecord, OnError, SampleReader
+from .json_list import Place, locate_values, read_value
+from .reader import BrokenRecord, OnError, SampleReader, missing
 from .samples import (
     RLE,
     AnnotatedSample,
@@ -43,19 +42,6 @@ from .samples import (
 from .visual_prompts import POINT_RADIUS, PROMPT_KEYS, SCRIBBLE_RADIUS, widen
 
 PSALM_RADII: dict[RegionKind, float] = {"point": POINT_RADIUS, "scribble": SCRIBBLE_RADIUS}
-
-# Characters read at once, and of an entry that is longer than any can be: it never ends.
-CHUNK = 1 << 24
-LONGEST_ENTRY = 1 << 28
-BETWEEN_ENTRIES = re.compile(r"[ \t\r\n,]*")
-
-
-@dataclass(frozen=True, slots=True)
-class EntryPlace:
-    """Where an entry stands in its file, in bytes."""
-
-    offset: int
-    length: int
 
 
 @dataclass(frozen=True)
@@ -92,12 +78,13 @@ class PromptedObject:
 
 @dataclass(frozen=True)
 class PromptedImage:
-    """Either form, read: size is (H, W); objects are no crowds."""
+    """Either form, read: size is (H, W); objects are no crowds; categories are those of all, crowds included."""
 
     file: str
     image_id: int
     size: tuple[int, int]
     objects: tuple[PromptedObject, ...]
+    categories: frozenset[int]
 
     @property
     def has_prompt(self) -> bool:
@@ -113,45 +100,12 @@ class VisibleObject:
     regions: tuple[Region, ...]
 
 
-def locate_entries(file: Path) -> Iterator[tuple[EntryPlace, dict[str, Any]]]:
-    """
-    The entries of a JSON list of objects, one at a time and each with its place.
+@dataclass(frozen=True)
+class PublishedCategories:
+    """Names of categories by id, and by image id the categories of its crowds."""
 
-    Text in them that is not ASCII is garbled; `read_entry` reads it as it is.
-
-    Raises:
-        ValueError: if the file is no such list.
-    """
-    decoder = json.JSONDecoder()
-    # Latin-1 has a character per byte, so that positions in the text are those in the file.
-    with file.open(encoding="latin-1", newline="") as stream:
-        text, start = stream.read(CHUNK), 0
-        at = BETWEEN_ENTRIES.match(text).end() + 1
-        if text[at - 1 : at] != "[":
-            raise ValueError(f"{file} is not a JSON list")
-        while True:
-            at = BETWEEN_ENTRIES.match(text, at).end()
-            if text[at : at + 1] == "]":
-                return
-            try:
-                entry, end = decoder.raw_decode(text, at)
-            except ValueError as error:
-                more = stream.read(CHUNK) if len(text) - at < LONGEST_ENTRY else ""
-                if not more:
-                    raise ValueError(f"{file} is not JSON in or after byte {start + at}: {error}") from error
-                text, start, at = text[at:] + more, start + at, 0
-                continue
-            if text[at] != "{":
-                raise ValueError(f"{file}: the entry at byte {start + at} is not an object")
-            yield EntryPlace(start + at, end - at), entry
-            at = end
-
-
-def read_entry(file: Path, place: EntryPlace) -> dict[str, Any]:
-    """The entry that `locate_entries` found there."""
-    with file.open("rb") as stream:
-        stream.seek(place.offset)
-        return json.loads(stream.read(place.length))
+    names: dict[int, str]
+    crowds: dict[int, frozenset[int]]
 
 
 def prompted_image(entry: dict[str, Any]) -> PromptedImage:
@@ -174,7 +128,8 @@ def _from_xsam(entry: dict[str, Any]) -> PromptedImage:
         for each in entry["annotations"]
         if not each.get("iscrowd", 0)
     ]
-    return PromptedImage(entry["image_file"], entry["image_id"], (height, width), tuple(objects))
+    categories = frozenset(each["category_id"] for each in entry["annotations"])
+    return PromptedImage(entry["image_file"], entry["image_id"], (height, width), tuple(objects), categories)
 
 
 def _from_psalm(entry: dict[str, Any]) -> PromptedImage:
@@ -184,7 +139,8 @@ def _from_psalm(entry: dict[str, Any]) -> PromptedImage:
         for each in entry["anns"]
         if not each.get("iscrowd", 0)
     ]
-    return PromptedImage(entry["image"], info["id"], (info["height"], info["width"]), tuple(objects))
+    categories = frozenset(each["category_id"] for each in entry["anns"])
+    return PromptedImage(entry["image"], info["id"], (info["height"], info["width"]), tuple(objects), categories)
 
 
 def _object(
@@ -223,7 +179,7 @@ def _region(prompt: Prompt, size: tuple[int, int]) -> Region:
     return Region(mask, prompt.kind)
 
 
-class _VisualReader(SampleReader[EntryPlace]):
+class _VisualReader(SampleReader[Place]):
     """Images with prompted objects; a subclass makes questions of them."""
 
     def __init__(self, root: str | Path, annotations: str, images: str, on_error: OnError) -> None:
@@ -252,13 +208,11 @@ class _VisualReader(SampleReader[EntryPlace]):
     def file(self) -> Path:
         return self.root / self.annotations
 
-    def records(self) -> Iterator[EntryPlace]:
+    def records(self) -> Iterator[Place]:
         if not self.file.is_file():
-            raise FileNotFoundError(
-                f"{self.file} does not exist; see training/README.md for where the data comes from"
-            )
-        for place, entry in locate_entries(self.file):
-            name = f"entry at byte {place.offset}"
+            raise missing(self.file)
+        for place, entry in locate_values(self.file):
+            name = f"entry at byte {place.start}"
             try:
                 image = prompted_image(entry)
                 name = f"image {image.image_id}"
@@ -270,13 +224,10 @@ class _VisualReader(SampleReader[EntryPlace]):
             if is_usable:
                 yield place
 
-    def read(self, record: EntryPlace) -> AnnotatedSample:
-        image = prompted_image(read_entry(self.file, record))
+    def read(self, record: Place) -> AnnotatedSample:
+        image = prompted_image(read_value(self.file, record))
         name = f"image {image.image_id}"
-        picture = self.read_image(Path(self.images) / image.file, name)
-        if picture.size[::-1] != image.size:
-            problem = f"{image.file} has (height, width) {picture.size[::-1]}, its annotations {image.size}"
-            raise BrokenRecord(self.annotations, name, problem)
+        picture = self.read_image(Path(self.images) / image.file, name, image.size)
         try:
             turns = self.turns(image)
         except ValueError as error:
@@ -290,15 +241,21 @@ class CocoVgdReader(_VisualReader):
 
     A sample is an image with one question. Its phrases are the categories of which an object has a prompt, by id; a
     phrase's regions are all prompts of all its objects, point, scribble, box and mask of the first object before those
-    of the next; its masks are all its objects, also those without a prompt.
+    of the next; its masks are all its objects, also those without a prompt. The other categories of the image, which no
+    prompt shows or of which there is only a crowd, are in `unasked`.
+
+    X-SAM's entries hold no crowds. Theirs are taken from `instances`, and with `categories` they are not known.
 
     Args:
         root: folder that the other paths start from.
         annotations: `coco_vgdseg_*.json`.
         images: folder of the images.
-        instances: COCO's instance annotations, for the names of the categories.
-        categories: a smaller JSON file for them, in place of `instances`: the list that is COCO's `categories`.
+        instances: COCO's instance annotations, for the names of the categories and the crowds.
+        categories: a smaller JSON file for the names, in place of `instances`: the list that is COCO's `categories`.
         on_error: see `SampleReader`.
+
+    Attributes:
+        published: names and crowds.
     """
 
     def __init__(
@@ -314,28 +271,23 @@ class CocoVgdReader(_VisualReader):
         self.categories = categories
         super().__init__(root, annotations, images, on_error)
 
-    @cached_property
-    def names(self) -> dict[int, str]:
-        """Category names by id."""
-        file = self.categories or self.instances
-        try:
-            categories = self.read_json(file) if self.categories else self.read_json(file)["categories"]
-            return {category["id"]: category["name"] for category in categories}
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{self.root / file} does not name categories as COCO does: {error!r}") from error
+    def records(self) -> Iterator[Place]:
+        self.published = self._read_published()
+        return super().records()
 
     def check(self, image: PromptedImage) -> None:
-        unknown = sorted({each.category_id for each in image.objects} - self.names.keys())
+        unknown = sorted(self._present(image) - self.published.names.keys())
         if unknown:
             raise ValueError(f"category {unknown[0]} has no name in {self.categories or self.instances}")
 
     def turns(self, image: PromptedImage) -> tuple[Turn, ...]:
-        visible = _visible_objects(image)
+        names, visible = self.published.names, _visible_objects(image)
         shown = sorted({each.category_id for each in visible if each.regions})
         targets = [each for each in visible if each.category_id in shown]
         turn = Turn(
             "visual-grounded",
-            labels=tuple(self.names[category] for category in shown),
+            labels=tuple(names[category] for category in shown),
+            unasked=tuple(names[category] for category in sorted(self._present(image).difference(shown))),
             regions=tuple(
                 tuple(region for each in targets if each.category_id == category for region in each.regions)
                 for category in shown
@@ -344,6 +296,36 @@ class CocoVgdReader(_VisualReader):
             mask_phrases=tuple(shown.index(each.category_id) for each in targets),
         )
         return (turn,)
+
+    def _read_published(self) -> PublishedCategories:
+        """
+        Raises:
+            ValueError: if the file has no list of categories as COCO's.
+        """
+        file = self.categories or self.instances
+        content = self.read_json(file)
+        try:
+            listed, annotations = (content, ()) if self.categories else _lists(content)
+            return PublishedCategories({category["id"]: category["name"] for category in listed}, _crowds(annotations))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.root / file} does not name categories as COCO does: {error!r}") from error
+
+    def _present(self, image: PromptedImage) -> frozenset[int]:
+        """The categories that are in an image in any way."""
+        return image.categories | self.published.crowds.get(image.image_id, frozenset())
+
+
+def _lists(content: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Categories and annotations; a file may hold the former alone."""
+    return content["categories"], content.get("annotations", [])
+
+
+def _crowds(annotations: Iterable[dict[str, Any]]) -> dict[int, frozenset[int]]:
+    crowds: defaultdict[int, set[int]] = defaultdict(set)
+    for annotation in annotations:
+        if annotation.get("iscrowd", 0):
+            crowds[annotation["image_id"]].add(annotation["category_id"])
+    return {image_id: frozenset(categories) for image_id, categories in crowds.items()}
 
 
 class CocoInteractiveReader(_VisualReader):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .samples import AnnotatedSample, Region, Turn
+
+# Tasks whose phrases are each other's negatives in a batch.
+GROUPED_TASKS = ("referring", "reasoning")
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,8 @@ def drop_absent_labels(turn: Turn, keep: int) -> Turn:
 
 
 def _contradict(first: Turn, second: Turn) -> bool:
-    """Whether two referring questions ask for the same object, or read the same."""
-    if first.task != "referring" or second.task != "referring":
+    """Whether two questions whose phrases are each other's negatives ask for the same object, or read the same."""
+    if first.task not in GROUPED_TASKS or second.task not in GROUPED_TASKS:
         return False
     objects = [[mask["counts"] for mask in turn.masks] for turn in (first, second)]
     return first.text == second.text or (bool(first.masks) and objects[0] == objects[1])
@@ -146,19 +150,21 @@ def _with_negatives(
     own = DrawnTurn(turn, (sample,) * len(turn.regions))
     if turn.task != "visual-grounded" or not options.max_negatives or rng.random() >= options.negative_share:
         return own
-    # One prompt for each category that this image lacks.
-    usable = {
-        label: (other, region) for other, label, region in offers if other != sample and label not in turn.labels
-    }
+    known = {*turn.labels, *turn.unasked}
+    usable: dict[str, list[tuple[int, Region]]] = defaultdict(list)
+    for other, label, region in offers:
+        if other != sample and label not in known:
+            usable[label].append((other, region))
     if not usable:
         return own
     labels = rng.sample(sorted(usable), rng.randint(1, min(options.max_negatives, len(usable))))
+    borrowed = [rng.choice(usable[label]) for label in labels]
     extended = replace(
         turn,
         labels=(*turn.labels, *labels),
-        regions=(*turn.regions, *((usable[label][1],) for label in labels)),
+        regions=(*turn.regions, *((region,) for _, region in borrowed)),
     )
-    origins = (*own.region_samples, *(usable[label][0] for label in labels))
+    origins = (*own.region_samples, *(other for other, _ in borrowed))
     order = rng.sample(range(len(origins)), len(origins))
     return DrawnTurn(_reorder(extended, order), tuple(origins[index] for index in order))
 

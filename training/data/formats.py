@@ -42,23 +42,32 @@ FORMATS: dict[str, type[SampleReader]] = {
 }
 
 
-def build_reader(spec: Mapping[str, Any], root: str | Path, on_error: OnError) -> SampleReader:
+def build_reader(
+    spec: Mapping[str, Any], root: str | Path, on_error: OnError, field: str = "datasets"
+) -> SampleReader:
     """
     Args:
-        spec: `format`, a name in `FORMATS`, and the arguments of its reader.
+        spec: `format`, a name in `FORMATS`, and the arguments of its reader; may have a `name`, for messages.
         root: folder that the reader's paths start from.
         on_error: what a broken record does, see `SampleReader`.
+        field: the field of the recipe that the entry stands in, for messages.
 
     Raises:
-        ValueError: if the format or an argument is unknown, or an argument is missing.
+        ValueError: if the entry is no mapping, the format or an argument is unknown, or an argument is missing.
     """
+    if not isinstance(spec, Mapping):
+        raise ValueError(
+            f"{field}: the entry {spec!r} is no mapping; name a format and the arguments of its reader, such as"
+            " {format: coco-panoptic, annotations: ..., segments: ..., images: ...}"
+        )
     arguments = {"root": root, "on_error": on_error, **spec}
-    arguments.pop("name", None)
-    name = arguments.pop("format", None)
-    if name not in FORMATS:
-        raise ValueError(f"datasets: format {name!r} in {dict(spec)} is unknown; known are {', '.join(FORMATS)}")
+    name, format_name = arguments.pop("name", None), arguments.pop("format", None)
+    where = field if name is None else f"{field}, {name!r}"
+    if format_name not in tuple(FORMATS):
+        raise ValueError(f"{where}: format {format_name!r} in {dict(spec)} is unknown; known are {', '.join(FORMATS)}")
+    reader = FORMATS[format_name]
     try:
-        signature(FORMATS[name]).bind(**arguments)
+        signature(reader).bind(**arguments)
     except TypeError as error:
-        raise ValueError(f"datasets: {name}: {error}; its arguments are {signature(FORMATS[name])}") from error
-    return FORMATS[name](**arguments)
+        raise ValueError(f"{where}: {format_name}: {error}; its arguments are {signature(reader)}") from error
+    return reader(**arguments)

@@ -28,7 +28,7 @@ from typing import Any
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from .reader import BrokenRecord, OnError, SampleReader
+from .reader import OnError, SampleReader
 from .samples import RLE, AnnotatedSample, Turn, rle_from_annotation
 
 logger = logging.getLogger(__name__)
@@ -135,11 +135,7 @@ class GroundedConversationReader(SampleReader[CaptionRecord]):
             )
 
     def read(self, record: CaptionRecord) -> AnnotatedSample:
-        image = self.read_image(Path(self.images) / record.file_name, record.name)
-        height, width = record.size
-        if image.size != (width, height):
-            problem = f"the image is {image.size}, not {(width, height)} as annotated"
-            raise BrokenRecord(self.relative(self.annotations), record.name, problem)
+        image = self.read_image(Path(self.images) / record.file_name, record.name, record.size)
         turn = Turn(
             "grounded-conversation",
             answer=record.text,

@@ -9,38 +9,28 @@ and `conversations`, messages `from` "human" or "gpt" with a `value`, in turns. 
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from processing_xsam.prompts_xsam import IMAGE_TOKEN
 
-from .reader import BrokenRecord, OnError, SampleReader
+from .json_list import Place, locate_values, read_value
+from .reader import BrokenRecord, OnError, SampleReader, missing
 from .samples import AnnotatedSample, Turn
 
 ROLES = ("human", "gpt")
-_BLANK = re.compile(r"[ \t\n\r]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """Where a record stands in the file. Texts stay there: those of 665k records would take gigabytes of memory."""
-
-    index: int
-    start: int  # bytes
-    length: int
-
-
-class LlavaReader(SampleReader[Extent]):
+class LlavaReader(SampleReader[Place]):
     """
     One sample per conversation, with a "chat" turn for each question and its answer, in order.
 
     The image's placeholder at the start or end of the first question is removed: the processor places the image. Other
     special tokens in a text are left as they stand, and mean nothing.
+
+    Of a conversation only its place in the file is kept: the texts of 665k would take gigabytes of memory.
 
     Args:
         annotations: JSON file.
@@ -57,27 +47,25 @@ class LlavaReader(SampleReader[Extent]):
         self.annotations, self.images = annotations, images
         super().__init__(root, on_error)
 
-    def records(self) -> Iterable[Extent]:
+    def records(self) -> Iterable[Place]:
         path = self.root / self.annotations
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; see training/README.md for where the data comes from")
+            raise missing(path)
         folder = self.root / self.images
-        for extent, value in _scan(path):
+        for place, value in locate_values(path):
             try:
                 image, _ = _parse(value)
                 # os.path, because this is asked for hundreds of thousands of images.
                 if image is not None and not os.path.isfile(os.path.join(folder, image)):
                     raise ValueError(f"{Path(self.images) / image} does not exist")
             except ValueError as error:
-                self.broken(self.annotations, _name(extent, value), str(error))
+                self.broken(self.annotations, _name(place, value), str(error))
                 continue
-            yield extent
+            yield place
 
-    def read(self, record: Extent) -> AnnotatedSample:
+    def read(self, record: Place) -> AnnotatedSample:
         try:
-            with open(self.root / self.annotations, "rb") as file:
-                file.seek(record.start)
-                value = json.loads(file.read(record.length))
+            value = read_value(self.root / self.annotations, record)
             image, texts = _parse(value)
         except ValueError as error:
             problem = f"{error}; the file must not change while it is in use"
@@ -89,46 +77,8 @@ class LlavaReader(SampleReader[Extent]):
         return AnnotatedSample(picture, turns, f"{self.relative(self.annotations)}, {name}", value.get("id"))
 
 
-def _name(extent: Extent, value: Any) -> str:
-    return f"record {extent.index}" + (f" (id {value['id']})" if isinstance(value, dict) and "id" in value else "")
-
-
-def _scan(path: Path) -> Iterator[tuple[Extent, Any]]:
-    """
-    The values of a JSON list one by one, with their place in the file.
-
-    Raises:
-        ValueError: if the file is not a JSON list.
-    """
-    decoder = json.JSONDecoder()
-    try:
-        text = path.read_text(encoding="utf-8")
-        position = _expect(text, 0, "[")
-        counted = offset = index = 0
-        ended = text.startswith("]", position)
-        while not ended:
-            value, end = decoder.raw_decode(text, position)
-            # Characters are counted in bytes piece by piece: beyond ASCII one has several.
-            offset += len(text[counted:position].encode())
-            length = len(text[position:end].encode())
-            yield Extent(index, offset, length), value
-            offset, counted, index = offset + length, end, index + 1
-            position = _BLANK.match(text, end).end()
-            ended = text.startswith("]", position)
-            if not ended:
-                position = _expect(text, position, ",")
-        if text[position + 1 :].strip():
-            raise ValueError(f"it goes on after the list, at character {position + 1}")
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON list: {error}") from error
-
-
-def _expect(text: str, position: int, mark: str) -> int:
-    """The position of the next value, after a mark."""
-    start = _BLANK.match(text, position).end()
-    if text[start : start + 1] != mark:
-        raise ValueError(f"expected {mark!r} at character {start}, found {text[start : start + 20]!r}")
-    return _BLANK.match(text, start + 1).end()
+def _name(place: Place, value: Any) -> str:
+    return f"record {place.index}" + (f" (id {value['id']})" if isinstance(value, dict) and "id" in value else "")
 
 
 def _parse(value: Any) -> tuple[str | None, list[str]]:

@@ -7,10 +7,11 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
+from PIL import Image
 from torch.utils.data import Dataset
 
 from processing_xsam.image_processing_xsam import load_image
@@ -92,9 +93,13 @@ class SampleReader(Dataset, ABC, Generic[Record]):
         path = Path(file)
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
-    def read_json(self, file: str | Path) -> Any:
+    def read_json(self, file: str | Path, encodings: Sequence[str] = ("utf-8",)) -> Any:
         """
         The content of a JSON file.
+
+        Args:
+            file: from `root`.
+            encodings: those that it may have; the first that fits its bytes is taken.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -102,24 +107,62 @@ class SampleReader(Dataset, ABC, Generic[Record]):
         """
         path = self.root / file
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; see training/README.md for where the data comes from")
+            raise missing(path)
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return json.loads(_decode(path.read_bytes(), encodings))
         except ValueError as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
 
-    def read_image(self, file: str | Path, record: Any):
+    def read_image(self, file: str | Path, record: Any, size: tuple[int, int] | None = None) -> Image.Image:
         """
         An image as upright RGB.
 
+        Args:
+            file: from `root`.
+            record: whose image it is, for messages.
+            size: (height, width) that the annotation says, or None if it does not.
+
         Raises:
-            BrokenRecord: if it is missing or damaged.
+            BrokenRecord: if it is missing or damaged, or has another size.
         """
         path = self.root / file
         try:
-            return load_image(path)
+            image = load_image(path)
         except (FileNotFoundError, ValueError) as error:
             raise BrokenRecord(self.relative(path), record, str(error)) from error
+        found = (image.height, image.width)
+        if size not in (None, found):
+            problem = f"the image has (height, width) {found}, but is annotated as {size}"
+            raise BrokenRecord(self.relative(path), record, problem)
+        return image
+
+
+class CategoryReader(SampleReader[Record]):
+    """Samples with one question each, which is the same for all: a list of categories."""
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...]:
+        """What is asked for: the `labels` of every turn, known without reading an image."""
+
+
+def missing(path: Path) -> FileNotFoundError:
+    """The error for a file or folder of a data set that is not there."""
+    return FileNotFoundError(f"{path} does not exist; see training/README.md for where the data comes from")
+
+
+def _decode(content: bytes, encodings: Sequence[str]) -> str:
+    """
+    Raises:
+        UnicodeDecodeError: if the content has none of the encodings.
+    """
+    *preferred, last = encodings
+    for encoding in preferred:
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return content.decode(last)
 
 
 def _kind(problem: str) -> str:

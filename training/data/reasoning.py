@@ -10,7 +10,6 @@ dvlab-research/LISA (utils/data_processing.py, utils/reason_seg_dataset.py).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .reader import BrokenRecord, OnError, SampleReader
+from .reader import BrokenRecord, OnError, SampleReader, missing
 from .samples import AnnotatedSample, Turn, encode_masks
 
+# Most files are UTF-8, some with a byte order mark; a few are in the Windows encoding.
+ENCODINGS = ("utf-8-sig", "cp1252")
 # Values of a drawn map.
 NOTHING, TARGET, IGNORED = 0, 1, 2
 
@@ -74,14 +75,14 @@ class ReasonSegReader(SampleReader[ReasoningRecord]):
     def records(self) -> Iterable[ReasoningRecord]:
         folder = self.root / self.folder
         if not folder.is_dir():
-            raise FileNotFoundError(f"{folder} does not exist; see training/README.md for where the data comes from")
+            raise missing(folder)
         explanations = self._read_explanations()
         for path in sorted(folder.glob("*.json")):
             image = path.with_suffix(".jpg")
             try:
                 if not image.is_file():
                     raise ValueError(f"its image {image.name} does not exist")
-                annotation = _load(path)
+                annotation = _checked(self.read_json(Path(self.folder) / path.name, ENCODINGS))
                 if self.sentences is not None and annotation["is_sentence"] != self.sentences:
                     continue
                 questions = _questions(annotation["text"], explanations.get(image.name, {}))
@@ -119,7 +120,7 @@ class ReasonSegReader(SampleReader[ReasoningRecord]):
         explanations: dict[str, dict[str, str]] = {}
         if self.explanations is None:
             return explanations
-        for place, item in enumerate(_load_json(self.root / self.explanations)):
+        for place, item in enumerate(self.read_json(self.explanations, ENCODINGS)):
             if not all(isinstance(item.get(key), str) and item[key].strip() for key in ("image", "query", "outputs")):
                 self.broken(self.explanations, f"record {place}", "'image', 'query' and 'outputs' must be texts")
                 continue
@@ -156,30 +157,13 @@ def _draw(canvas: Image.Image, polygon: Polygon, value: int) -> np.ndarray:
     return np.array(canvas)
 
 
-def _load_json(path: Path) -> Any:
+def _checked(annotation: Any) -> dict[str, Any]:
     """
-    A JSON file in UTF-8 or, as some are, in the Windows encoding cp1252.
+    An annotation whose fields are there.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON.
+        ValueError: if one is not.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; see training/README.md for where the data comes from")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = content.decode("cp1252")
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from error
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """An annotation whose fields are there."""
-    annotation = _load_json(path)
     if not isinstance(annotation, dict):
         raise ValueError("the annotation is no JSON object")
     for name, kind in (("text", list), ("is_sentence", bool), ("shapes", list)):

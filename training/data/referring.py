@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .reader import BrokenRecord, OnError, SampleReader
+from .reader import OnError, SampleReader
 from .restricted_pickle import load_restricted_pickle
 from .samples import AnnotatedSample, Turn, rle_from_annotation
 
@@ -114,12 +114,7 @@ class RefCocoReader(SampleReader[ReferringRecord]):
 
     def read(self, record: ReferringRecord) -> AnnotatedSample:
         name = f"image {record.image_id}"
-        image = self.read_image(Path(self.images) / record.file_name, name)
-        height, width = record.size
-        if image.size != (width, height):
-            raise BrokenRecord(
-                self.relative(self.refs), name, f"the image is {image.size}, not {(width, height)} as annotated"
-            )
+        image = self.read_image(Path(self.images) / record.file_name, name, record.size)
         turns = tuple(_turn(expression, record.size) for expression in record.expressions)
         return AnnotatedSample(image, turns, f"{self.relative(self.refs)}, {name}", record.image_id)
 

@@ -49,6 +49,7 @@ class Turn:
         task: a task of `processing_xsam`.
         text: expression, question or message.
         labels: category names, each once.
+        unasked: names of categories that are in the image, but not among `labels`: they cannot be called absent.
         num_things: how many of the labels, from the first, are things; the others are stuff.
         regions: per phrase the visual prompts that it can be asked with, at least one.
         answer: what the annotation says; None for tasks whose answer is a fixed sentence.
@@ -61,6 +62,7 @@ class Turn:
     task: str
     text: str | None = None
     labels: tuple[str, ...] = ()
+    unasked: tuple[str, ...] = ()
     num_things: int = 0
     regions: tuple[tuple[Region, ...], ...] = ()
     answer: str | None = None

@@ -7,6 +7,7 @@ from dataset_fixtures.ade20k import KIND_CLASSES, NAMES, THINGS, ade20k_id, clas
 from xsam_training.data.ade20k import Ade20kSemanticReader, read_class_names
 from xsam_training.data.coco_instances import CocoInstancesReader
 from xsam_training.data.coco_panoptic import CocoPanopticReader
+from xsam_training.data.reader import CategoryReader, SampleReader
 from xsam_training.data.samples import decode_masks
 
 FOLDER = "ade20k/ADEChallengeData2016"
@@ -31,6 +32,15 @@ def test_class_maps_as_published_and_as_prepared(tmp_path):
             assert sample.image_id == ade20k_id(place)
         (unlabelled,) = decode_masks(reader[1].turns[0].ignored, (64, 96))
         assert np.array_equal(unlabelled, scenes[1].shapes[0].mask)
+
+
+def test_labels_are_known_without_reading_an_image(tmp_path, monkeypatch):
+    write_ade20k(tmp_path)
+    reader = Ade20kSemanticReader(tmp_path)
+    expected = [sample.turns[0].labels for sample in reader]
+    monkeypatch.setattr(SampleReader, "read_image", None)
+    assert isinstance(reader, CategoryReader)
+    assert reader.labels == tuple(FIRST_NAMES) and set(expected) == {reader.labels}
 
 
 def test_names_of_the_published_table_or_of_the_prepared_categories(tmp_path):

@@ -14,7 +14,7 @@ from dataset_fixtures.class_maps import (
     write_class_maps,
 )
 from xsam_training.data.class_maps import ClassMapReader
-from xsam_training.data.reader import BrokenRecord
+from xsam_training.data.reader import BrokenRecord, CategoryReader, SampleReader
 from xsam_training.data.samples import decode_masks
 
 TRAIN = {"images": "camvid/train", "annotations": "camvid/trainannot"}
@@ -45,6 +45,15 @@ def test_one_mask_per_class(tmp_path):
         (unlabelled,) = decode_masks(reader[0].turns[0].ignored, (64, 96))
         assert unlabelled[:, :UNLABELLED_WIDTH].all() and not unlabelled[:, UNLABELLED_WIDTH:].any()
     assert reader[0].name == "camvid/valannot, image 0001TP_006690"
+
+
+def test_labels_are_known_without_reading_an_image(tmp_path, monkeypatch):
+    write_class_maps(tmp_path)
+    reader = camvid(tmp_path)
+    expected = [sample.turns[0].labels for sample in reader]
+    monkeypatch.setattr(SampleReader, "read_image", None)
+    assert isinstance(reader, CategoryReader)
+    assert reader.labels == ("car", "pedestrian", "bicyclist", *CLASSES[:8]) and set(expected) == {reader.labels}
 
 
 def test_classes_in_a_file_offset_and_task(tmp_path):

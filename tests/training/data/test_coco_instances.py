@@ -14,7 +14,7 @@ from dataset_fixtures.coco import (
 )
 from xsam_training.data.coco_instances import CocoInstancesReader
 from xsam_training.data.coco_panoptic import CocoPanopticReader
-from xsam_training.data.reader import BrokenRecord
+from xsam_training.data.reader import BrokenRecord, CategoryReader, SampleReader
 from xsam_training.data.samples import decode_masks
 
 ANNOTATIONS = "coco2017/annotations/instances_train2017.json"
@@ -50,6 +50,15 @@ def test_polygons_and_both_run_length_encodings(tmp_path):
             assert all(
                 np.array_equal(*pair) for pair in zip(decode_masks(turn.ignored, (64, 96)), crowds, strict=True)
             )
+
+
+def test_labels_are_known_without_reading_an_image(tmp_path, monkeypatch):
+    write_coco_instances(tmp_path)
+    reader = CocoInstancesReader(tmp_path)
+    expected = [sample.turns[0].labels for sample in reader]
+    monkeypatch.setattr(SampleReader, "read_image", None)
+    assert isinstance(reader, CategoryReader)
+    assert reader.labels == ("person", "bottle", "cup") and set(expected) == {reader.labels}
 
 
 def test_panoptic_and_instance_annotations_of_one_root_agree(tmp_path):

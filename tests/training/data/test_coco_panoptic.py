@@ -7,7 +7,7 @@ from PIL import Image
 
 from dataset_fixtures.coco import LABELS, SEEDS, VOID_WIDTH, coco_scenes, write_coco_panoptic
 from xsam_training.data.coco_panoptic import CocoPanopticReader, list_categories, readable_name
-from xsam_training.data.reader import BrokenRecord
+from xsam_training.data.reader import BrokenRecord, CategoryReader, SampleReader
 from xsam_training.data.samples import decode_masks
 
 ANNOTATIONS = "coco2017/annotations/panoptic_train2017.json"
@@ -58,6 +58,15 @@ def test_categories_are_things_then_stuff_and_have_distinct_names():
         list_categories([{"id": 1}])
     with pytest.raises(ValueError, match="'categories' are empty"):
         list_categories([])
+
+
+def test_labels_are_known_without_reading_an_image(tmp_path, monkeypatch):
+    write_coco_panoptic(tmp_path)
+    reader = CocoPanopticReader(tmp_path)
+    expected = [sample.turns[0].labels for sample in reader]
+    monkeypatch.setattr(SampleReader, "read_image", None)
+    assert isinstance(reader, CategoryReader)
+    assert reader.labels == LABELS and set(expected) == {reader.labels}
 
 
 def test_segments_crowds_and_void(tmp_path):

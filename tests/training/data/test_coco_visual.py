@@ -8,8 +8,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from dataset_fixtures.visual import CATEGORIES, write_visual
-from xsam_training.data import coco_visual
-from xsam_training.data.coco_visual import CocoInteractiveReader, CocoVgdReader, locate_entries, read_entry
+from xsam_training.data.coco_visual import CocoInteractiveReader, CocoVgdReader
 from xsam_training.data.reader import BrokenRecord
 from xsam_training.data.samples import decode_masks
 from xsam_training.data.visual_prompts import draw_visual_prompts, prompt_rng
@@ -80,6 +79,48 @@ def test_vgd_leaves_out_categories_that_nothing_shows(root):
     # The triangle of the first image is too small for prompts.
     (turn,) = CocoVgdReader(root, instances=INSTANCES)[0].turns
     assert turn.labels == ("circle", "square") and len(turn.masks) == 2
+    assert turn.unasked == ("triangle",)
+
+
+def without_prompts(entries, category: str, iscrowd: int = 0) -> None:
+    """Take the prompts of a category's objects in the third image, and make crowds of them if asked to."""
+    entry = entries[2]
+    for annotation in entry.get("annotations") or entry["anns"]:
+        if annotation["category_id"] == CATEGORIES[category]:
+            annotation.update(visual_prompts={}, iscrowd=iscrowd)
+            for kind in KINDS:
+                annotation.pop(f"{kind}_visual_prompt_mask", None)
+
+
+@pytest.mark.parametrize("annotations", [VGD, PSALM])
+@pytest.mark.parametrize("iscrowd", [0, 1])
+def test_vgd_says_what_is_there_but_not_asked_for(root, annotations, iscrowd):
+    """A person in a crowd and a dog without prompt are in the image: neither may be called absent."""
+    edit(root / annotations, lambda entries: without_prompts(entries, "square", iscrowd))
+    edit(root / INSTANCES, lambda content: content["annotations"][-2].update(category_id=CATEGORIES["triangle"]))
+    crowds = [each for each in json.loads((root / INSTANCES).read_text())["annotations"] if each["iscrowd"]]
+    assert [each["image_id"] for each in crowds] == [700001, 700002, 700003, 700004]
+    (turn,) = CocoVgdReader(root, annotations, instances=INSTANCES)[2].turns
+    assert turn.labels == ("circle",) and turn.mask_phrases == (0,)
+    assert turn.unasked == ("square", "triangle")
+
+
+def test_vgd_takes_the_crowds_of_x_sam_s_entries_from_the_instances(root):
+    def crowd_of_triangles(content):
+        for annotation in content["annotations"]:
+            if annotation["iscrowd"]:
+                annotation["category_id"] = CATEGORIES["triangle"]
+
+    edit(root / INSTANCES, crowd_of_triangles)
+    (root / "names.json").write_text(json.dumps([{"id": id_, "name": name} for name, id_ in CATEGORIES.items()]))
+    assert CocoVgdReader(root, instances=INSTANCES)[2].turns[0].unasked == ("triangle",)
+    # A list of names says nothing about crowds.
+    assert CocoVgdReader(root, categories="names.json")[2].turns[0].unasked == ()
+
+
+def test_vgd_does_not_count_a_crowd_of_what_it_asks_for(root):
+    # Every image has a crowd of circles.
+    assert [sample.turns[0].unasked for sample in CocoVgdReader(root, instances=INSTANCES)][1:] == [(), ()]
 
 
 def test_vgd_keeps_an_object_without_prompts_if_its_category_is_shown(root):
@@ -160,36 +201,13 @@ def test_crowds_are_never_asked_for(root):
     assert len(CocoInteractiveReader(root, INTERSEG)[1].turns) == 2
 
 
-def test_entries_are_found_across_chunks(root, monkeypatch):
-    expected = json.loads((root / PSALM).read_text())
-    monkeypatch.setattr(coco_visual, "CHUNK", 100)
-    found = list(locate_entries(root / PSALM))
-    assert [entry for _, entry in found] == expected
-    assert [read_entry(root / PSALM, place) for place, _ in found] == expected
-
-
-def test_entries_with_text_beyond_ascii_are_read_as_they_are(tmp_path):
-    file = tmp_path / "list.json"
-    entries = [{"image": "Fjäll/√.jpg"}, {"image": "b"}]
-    file.write_text("\r\n" + json.dumps(entries, ensure_ascii=False), encoding="utf-8", newline="")
-    assert [read_entry(file, place) for place, _ in locate_entries(file)] == entries
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        ('{"a": 1}', "not a JSON list"),
-        ('[{"a": 1}, {"a": ', "not JSON in or after byte 11"),
-        ('[{"a": 1}', "not JSON"),
-        ("", "not a JSON list"),
-        ("[1, 2]", "entry at byte 1 is not an object"),
-    ],
-)
-def test_files_that_are_no_list_of_objects(tmp_path, content, message):
-    file = tmp_path / "list.json"
-    file.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        list(locate_entries(file))
+def test_a_file_that_is_no_list(root):
+    (root / VGD).write_text('{"a": 1}')
+    with pytest.raises(ValueError, match=r"coco_vgdseg_train\.json is not a JSON list: expected '\['"):
+        CocoVgdReader(root, instances=INSTANCES)
+    (root / VGD).write_text("[1, 2]")
+    with pytest.raises(BrokenRecord, match="entry at byte 1: entry has neither X-SAM's nor PSALM's form"):
+        CocoVgdReader(root, instances=INSTANCES)
 
 
 def test_an_empty_list_has_no_usable_record(root):
@@ -253,7 +271,7 @@ def resize_image(entries):
     [
         (break_segmentation, "annotation 70000202: segmentation .* has no pixel"),
         (resize_prompt, "annotation 70000201: segmentation of size .* for an image"),
-        (resize_image, r"has \(height, width\) \(64, 96\), its annotations \(96, 64\)"),
+        (resize_image, r"has \(height, width\) \(64, 96\), but is annotated as \(96, 64\)"),
     ],
 )
 def test_problems_that_are_seen_when_reading(root, change, message):
@@ -270,7 +288,8 @@ def test_a_missing_image_is_named(root):
         reader[1]
 
 
-def test_categories_must_be_coco_s(root):
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_categories_must_be_coco_s(root, on_error):
     (root / "names.json").write_text('["circle"]')
     with pytest.raises(ValueError, match=r"names\.json does not name categories as COCO does"):
-        CocoVgdReader(root, categories="names.json")
+        CocoVgdReader(root, categories="names.json", on_error=on_error)

@@ -81,6 +81,14 @@ def test_one_expression_for_each_object():
     assert len(draw_turns(sample(*turns, *absent), random.Random(1), DrawOptions(max_turns=2))) == 2
 
 
+def test_rephrased_questions_are_not_asked_together():
+    (mask,) = masks(1)
+    turns = [
+        Turn("reasoning", text=text, masks=(mask,), mask_phrases=(0,)) for text in ("What is hot?", "Which burns?")
+    ]
+    assert len(draw_turns(sample(*turns), random.Random(0), DrawOptions())) == 1
+
+
 def test_one_object_for_each_expression():
     first, second = masks(2)
     turns = [Turn("referring", text="a cup", masks=(mask,), mask_phrases=(0,)) for mask in (first, second)]
@@ -120,6 +128,22 @@ def test_negatives_come_from_other_images_and_lack_in_this_one():
     assert dict(zip(second.turn.labels, second.region_samples, strict=True)) == {"cup": 1, "dog": 1, "spoon": 0}
     assert names_of_masks(first.turn) == names_of_masks(turns[0][0])
     assert drawn[2][0].turn == category_turn() and drawn[2][0].region_samples == ()
+
+
+def test_what_is_in_the_image_but_not_asked_is_no_negative():
+    turns = [[replace(visual_turn("cup"), unasked=("dog",))], [visual_turn("dog")]]
+    drawn = borrow_negatives(turns, [random.Random(0)] * 2, DrawOptions(negative_share=1.0))
+    assert drawn[0][0].turn.labels == ("cup",)
+
+
+def test_all_images_of_the_batch_lend():
+    turns = [[visual_turn("cup")], *([visual_turn("dog")] for _ in range(3))]
+    origins = set()
+    for seed in range(20):
+        rngs = [random.Random(seed + place) for place in range(4)]
+        (first,) = borrow_negatives(turns, rngs, DrawOptions(negative_share=1.0))[0]
+        origins |= set(first.region_samples)
+    assert origins == {0, 1, 2, 3}
 
 
 def test_no_negatives_where_none_can_be_had():

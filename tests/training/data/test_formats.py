@@ -53,13 +53,25 @@ def test_an_entry_may_say_itself_what_a_broken_record_does(tmp_path):
     [
         ({"format": "coco"}, "format 'coco' in .* is unknown; known are ade20k-semantic, class-maps"),
         ({"name": "a"}, "format None in {'name': 'a'} is unknown"),
-        ({"format": "llava", "image": "x"}, "llava: got an unexpected keyword argument 'image'; its arguments are"),
+        ({"format": ["llava"]}, r"format \['llava'\] in .* is unknown"),
+        ({"name": "mine", "format": "llava", "image": "x"}, "^datasets, 'mine': llava: got an unexpected keyword"),
+        ("llava", r"^datasets: the entry 'llava' is no mapping; .* such as {format: coco-panoptic, annotations"),
+        (
+            {"format": "llava", "image": "x"},
+            "^datasets: llava: got an unexpected keyword argument 'image'; its arguments are",
+        ),
         ({"format": "class-maps", "images": "x"}, "class-maps: missing a required .*argument: 'annotations'"),
     ],
 )
 def test_what_is_wrong_in_an_entry_is_named(spec, message):
     with pytest.raises(ValueError, match=message):
         build_reader(spec, ".", "raise")
+
+
+@pytest.mark.parametrize("spec", ["llava", {"format": "none"}, {"format": "llava", "image": "x"}])
+def test_the_field_of_the_recipe_is_named(spec):
+    with pytest.raises(ValueError, match=r"^eval_datasets: "):
+        build_reader(spec, ".", "raise", field="eval_datasets")
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

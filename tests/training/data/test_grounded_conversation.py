@@ -198,5 +198,7 @@ def test_an_image_of_another_size_is_found_when_read(tmp_path):
     scenes = write_grounded_conversation(tmp_path)["grand"]
     reader = GranDfReader(tmp_path)
     scenes[0].image.resize((48, 32)).save(tmp_path / "gcg_seg/images/GranDf_HA_images/train/sa_10010541.jpg")
-    with pytest.raises(BrokenRecord, match=r"caption 0: the image is \(48, 32\), not \(96, 64\)"):
+    with pytest.raises(
+        BrokenRecord, match=r"caption 0: the image has \(height, width\) \(32, 48\), but is annotated as \(64, 96\)"
+    ):
         reader[0]

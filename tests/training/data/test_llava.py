@@ -115,3 +115,22 @@ def test_records_hold_no_texts(tmp_path):
     content = (tmp_path / INSTRUCT).read_bytes()
     for record in LlavaReader(tmp_path)._records:
         assert json.loads(content[record.start : record.start + record.length])["id"]
+
+
+def test_line_ends_of_windows(tmp_path):
+    write_llava(tmp_path)
+    before = [pairs(sample) for sample in LlavaReader(tmp_path)]
+    text = json.dumps(json.loads((tmp_path / INSTRUCT).read_text(encoding="utf-8")), indent=1, ensure_ascii=False)
+    (tmp_path / INSTRUCT).write_text(text, encoding="utf-8", newline="\r\n")
+    assert b"\r\n" in (tmp_path / INSTRUCT).read_bytes()
+    assert [pairs(sample) for sample in LlavaReader(tmp_path)] == before
+
+
+def test_names_of_images_beyond_ascii(tmp_path):
+    write_llava(tmp_path)
+    folder = tmp_path / "llava/llava_images"
+    (folder / "coco/train2017/000000033471.jpg").rename(folder / "fjäll √.jpg")
+    record = {"id": 1, "image": "fjäll √.jpg", "conversations": conversation("Où?", "Là.")}
+    (tmp_path / "records.json").write_text(json.dumps([record], ensure_ascii=False), encoding="utf-8")
+    (sample,) = LlavaReader(tmp_path, annotations="records.json")
+    assert pairs(sample) == [("Où?", "Là.")] and sample.image.size == (96, 64)

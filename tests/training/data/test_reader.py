@@ -103,6 +103,26 @@ def test_images_that_are_missing_or_damaged(root, content):
         ListReader(root)[0]
 
 
+def test_an_image_of_another_size_than_annotated(root):
+    write_list(root, '["b.png"]')
+    reader = ListReader(root)
+    assert reader.read_image("b.png", "image b", size=(4, 5)).size == (5, 4)
+    message = r"^b\.png, image b: the image has \(height, width\) \(4, 5\), but is annotated as \(5, 4\)$"
+    with pytest.raises(BrokenRecord, match=message):
+        reader.read_image("b.png", "image b", size=(5, 4))
+
+
+def test_json_in_one_of_several_encodings(root):
+    write_list(root, '["a.png"]')
+    reader = ListReader(root)
+    for encoding in ("utf-8", "utf-8-sig", "cp1252"):
+        (root / "list.json").write_text('["é"]', encoding=encoding)
+        assert reader.read_json("list.json", ("utf-8-sig", "cp1252")) == ["é"]
+    (root / "list.json").write_bytes(b'["\x81"]')  # neither
+    with pytest.raises(ValueError, match=r"list\.json is not JSON"):
+        reader.read_json("list.json", ("utf-8-sig", "cp1252"))
+
+
 def test_an_image_that_is_cut_off(root):
     write_list(root, '["a.jpg"]')
     Image.effect_noise((64, 64), 50).save(root / "a.jpg")

@@ -128,7 +128,9 @@ def test_an_image_of_another_size_is_found_when_read(tmp_path):
     scenes = write_refcoco(tmp_path)
     folder = tmp_path / "refer_seg/images/coco2014/train2014"
     scenes[0].image.resize((48, 32)).save(folder / f"COCO_train2014_{IMAGE_IDS[0]:012d}.jpg")
-    with pytest.raises(BrokenRecord, match=r"the image is \(48, 32\), not \(96, 64\)"):
+    with pytest.raises(
+        BrokenRecord, match=r"the image has \(height, width\) \(32, 48\), but is annotated as \(64, 96\)"
+    ):
         RefCocoReader(tmp_path)[0]
 
 
