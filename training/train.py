@@ -133,7 +133,7 @@ def build_trainer(arguments: Arguments) -> XSAMTrainer:
 def _dataset(specs: list[Any] | None, data_args: DataArguments, field: str) -> TrainingDataset:
     if not specs:
         raise ValueError(f"{field}: the recipe names no data set.")
-    readers = [build_reader(spec, data_args.data_root, data_args.on_error) for spec in specs]
+    readers = [build_reader(spec, data_args.data_root, data_args.on_error, field=field) for spec in specs]
     return TrainingDataset(readers, data_args.on_error)
 
 
