@@ -13,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation, XSAMPreTrainedModel
+
 
 @dataclass
 class ModelArguments:
@@ -38,6 +40,15 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.stage not in (1, 2, 3):
             raise ValueError(f"stage is {self.stage!r}; expected 1, 2 or 3.")
+
+    @property
+    def has_language_model(self) -> bool:
+        """Stage 1 trains the segmentor alone."""
+        return self.stage > 1
+
+    @property
+    def model_class(self) -> type[XSAMPreTrainedModel]:
+        return XSAMForSegmentation if self.has_language_model else XSAMForUniversalSegmentation
 
 
 @dataclass

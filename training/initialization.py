@@ -35,7 +35,7 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from modeling_xsam import XSAMConfig, XSAMForSegmentation, XSAMForUniversalSegmentation
+from modeling_xsam import XSAMConfig
 from processing_xsam import XSAMProcessor
 from processing_xsam.image_processing_xsam import default_high_res_image_processor, default_image_processor
 from processing_xsam.processing_xsam import add_structure_tokens
@@ -123,17 +123,18 @@ def build_config(arguments: ModelArguments, tokenizer: Any, labels: tuple[str, .
             strict=True,
         )
     )
-    text = overrides.get("text_config") or XSAMConfig().text_config.to_dict()
-    text = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")} | text
+    from_tokenizer = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    text = overrides.get("text_config")
+    # A language model of its own knows its tokens; that of the default is only a shape.
+    text = XSAMConfig().text_config.to_dict() | from_tokenizer if text is None else from_tokenizer | text
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    model_class = XSAMForUniversalSegmentation if arguments.stage == 1 else XSAMForSegmentation
     return XSAMConfig(
         **{
             **overrides,
             "text_config": {**text, "vocab_size": len(tokenizer)},
             **ids,
             **(names if labels else {}),
-            "architectures": [model_class.__name__],
+            "architectures": [arguments.model_class.__name__],
         }
     )
 
@@ -145,8 +146,7 @@ def build_model(arguments: ModelArguments, config: XSAMConfig) -> tuple[PreTrain
     Raises:
         ValueError: if a source has a tensor of another shape than the model, or gives nothing at all.
     """
-    model_class = XSAMForUniversalSegmentation if arguments.stage == 1 else XSAMForSegmentation
-    model = model_class._from_config(config, attn_implementation=arguments.attn_implementation)
+    model = arguments.model_class._from_config(config, attn_implementation=arguments.attn_implementation)
     report = InitializationReport()
     targets = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     for name, tensors in _sources(arguments):

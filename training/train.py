@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,9 @@ from .initialization import build_config, build_generation_config, build_model, 
 from .parts import describe_parts, set_trainable_parts
 from .pictures import PredictionPictures
 from .sampler import MixedBatchSampler, SourceBatchSampler, balance_table, repeat_factors
-from .trainer import XSAMTrainer
+from .trainer import Collator, XSAMTrainer
 
-logger = logging.getLogger(__name__)
+Say = Callable[[str], None]
 
 
 def train(recipe: str | Path, overrides: Sequence[str] = ()) -> XSAMTrainer:
@@ -81,33 +81,13 @@ def build_trainer(arguments: Arguments) -> XSAMTrainer:
     model_args, data_args, lora_args, args = arguments
     set_seed(args.seed)
     say = _announce(args)
-    train_set = _dataset(data_args.datasets, data_args, "datasets")
-    eval_set = _dataset(data_args.eval_datasets, data_args, "eval_datasets") if data_args.eval_datasets else None
+    train_set = _dataset(data_args.datasets, data_args, "datasets", say)
+    eval_set = _dataset(data_args.eval_datasets, data_args, "eval_datasets", say) if data_args.eval_datasets else None
     factors = repeat_factors(train_set.lengths, data_args.balance_threshold)
     say(balance_table(_names(data_args.datasets), train_set.lengths, factors))
-    _report_skipped(train_set, data_args.datasets, say)
-    if eval_set is not None:
-        _report_skipped(eval_set, data_args.eval_datasets, say)
-
-    if lora_args.lora and model_args.model is None:
-        model_args = _resumed_base(model_args, args)
-    processor = build_processor(model_args)
-    labels = (
-        _category_names([*train_set.datasets, *(eval_set.datasets if eval_set else [])])
-        if model_args.stage == 1
-        else ()
-    )
-    config = build_config(model_args, processor.tokenizer, labels)
-    model, report = build_model(model_args, config)
-    say(str(report))
-    set_trainable_parts(model, model_args.trainable)
-    if model_args.stage != 1:
-        model.generation_config = build_generation_config(processor)
-    if lora_args.lora:
-        model = _with_adapters(model, model_args, lora_args, args, processor)
-    say(describe_parts(model))
-
-    train_collator, eval_collator = _collators(model_args.stage, processor, data_args)
+    readers = [*train_set.datasets, *(eval_set.datasets if eval_set else [])]
+    model, processor = _build_model(model_args, lora_args, args, readers, say)
+    train_collator, eval_collator = _collators(model_args, processor, data_args)
     sampler_class = MixedBatchSampler if data_args.mix_sources else SourceBatchSampler
     trainer = XSAMTrainer(
         model=model,
@@ -118,7 +98,7 @@ def build_trainer(arguments: Arguments) -> XSAMTrainer:
             args.train_batch_size,
             batches_per_step=args.world_size * args.gradient_accumulation_steps,
             factors=factors,
-            seed=args.data_seed if args.data_seed is not None else args.seed,
+            seed=args.seed if args.data_seed is None else args.data_seed,
         ),
         eval_dataset=eval_set,
         data_collator=train_collator,
@@ -130,21 +110,42 @@ def build_trainer(arguments: Arguments) -> XSAMTrainer:
     return trainer
 
 
-def _dataset(specs: list[Any] | None, data_args: DataArguments, field: str) -> TrainingDataset:
+def _build_model(
+    model_args: ModelArguments,
+    lora_args: LoraArguments,
+    args: XSAMTrainingArguments,
+    readers: Sequence[SampleReader],
+    say: Say,
+) -> tuple[PreTrainedModel | PeftModel, XSAMProcessor]:
+    """The model with its weights, frozen parts and adapters, and its processor."""
+    if lora_args.lora and model_args.model is None:
+        model_args = _resumed_base(model_args, args)
+    processor = build_processor(model_args)
+    labels = () if model_args.has_language_model else _category_names(readers)
+    model, report = build_model(model_args, build_config(model_args, processor.tokenizer, labels))
+    say(str(report))
+    set_trainable_parts(model, model_args.trainable)
+    if model_args.has_language_model:
+        model.generation_config = build_generation_config(processor)
+    if lora_args.lora:
+        model = _with_adapters(model, model_args, lora_args, args, processor)
+    say(describe_parts(model))
+    return model, processor
+
+
+def _dataset(specs: list[Any] | None, data_args: DataArguments, field: str, say: Say) -> TrainingDataset:
+    """The data sets of a field of the recipe; what of them is left out is reported."""
     if not specs:
         raise ValueError(f"{field}: the recipe names no data set.")
     readers = [build_reader(spec, data_args.data_root, data_args.on_error, field=field) for spec in specs]
+    for name, reader in zip(_names(specs), readers, strict=True):
+        if reader.skipped:
+            say(f"{name}: {reader.skipped.total()} records left out: {dict(reader.skipped)}")
     return TrainingDataset(readers, data_args.on_error)
 
 
 def _names(specs: list[Any]) -> list[str]:
     return [spec.get("name", spec["format"]) for spec in specs]
-
-
-def _report_skipped(dataset: TrainingDataset, specs: list[Any], say: Any) -> None:
-    for name, reader in zip(_names(specs), dataset.datasets, strict=True):
-        if reader.skipped:
-            say(f"{name}: {reader.skipped.total()} records left out: {dict(reader.skipped)}")
 
 
 def _category_names(readers: Sequence[SampleReader]) -> tuple[str, ...]:
@@ -167,9 +168,11 @@ def _category_names(readers: Sequence[SampleReader]) -> tuple[str, ...]:
     return labels
 
 
-def _collators(stage: int, processor: XSAMProcessor, data_args: DataArguments) -> tuple[Any, Any]:
+def _collators(
+    model_args: ModelArguments, processor: XSAMProcessor, data_args: DataArguments
+) -> tuple[Collator, Collator]:
     """Collators of training and evaluation. Evaluation draws nothing that can be left alone."""
-    if stage == 1:
+    if not model_args.has_language_model:
         jitter = (data_args.jitter_min, data_args.jitter_max)
         return XSAMUniversalCollator(processor, None if jitter == (1.0, 1.0) else jitter), XSAMUniversalCollator(
             processor, None
@@ -256,7 +259,7 @@ def _is_finished(checkpoint: str, max_steps: int) -> bool:
     return 0 < max_steps <= state.global_step
 
 
-def _announce(args: XSAMTrainingArguments) -> Any:
+def _announce(args: XSAMTrainingArguments) -> Say:
     """Print on the main process alone."""
     return print if args.process_index == 0 else (lambda _: None)
 
