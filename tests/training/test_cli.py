@@ -7,6 +7,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
+from dataset_fixtures.coco import write_coco_instances
 from modeling_xsam import XSAMForSegmentation
 from modeling_xsam.convert_xsam_to_hf import plan_conversion
 from original_names import original_names
@@ -112,3 +113,16 @@ def test_convert_names_what_is_wrong(tmp_path):
     result = run("convert", "--checkpoint", str(tmp_path / "none.bin"), "--output", str(tmp_path / "xsam"))
     assert result.exit_code == 2
     assert "is not a file" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_make_vgd_draws_prompts(tmp_path):
+    write_coco_instances(tmp_path)
+    instances = tmp_path / "coco2017" / "annotations" / "instances_train2017.json"
+    arguments = ["--instances", str(instances), "--output", str(tmp_path / "vgd.json"), "--processes", "1"]
+    result = run("make-vgd", *arguments)
+    assert result.exit_code == 0, result.output
+    first = json.loads((tmp_path / "vgd.json").read_text())[0]["annotations"][0]
+    prompt = first["visual_prompts"]["point_visual_prompt"]
+    assert coco_mask.area({**prompt, "counts": prompt["counts"].encode()}) > 0
+    again = run("make-vgd", *arguments)
+    assert again.exit_code == 2 and "exists" in again.output

@@ -180,6 +180,14 @@ def test_stage_1_evaluates_the_categories_that_it_trains(root):
         dry_run(root, 1, f"--output_dir={root / 'other'}", f"--eval_datasets={other}")
 
 
+def test_the_command_trains(root):
+    overrides = [*dry_run_overrides(root, 2), f"--output_dir={root / 'command'}"]
+    result = CliRunner().invoke(app, ["train", str(RECIPES / "stage2.yaml"), *overrides])
+    assert result.exit_code == 0, result.output
+    assert "weights of the model:" in result.output
+    XSAMForSegmentation.from_pretrained(root / "command")
+
+
 def test_the_command_names_what_is_wrong(root):
     result = CliRunner().invoke(
         app, ["train", str(RECIPES / "stage1.yaml"), *dry_run_overrides(root, 1), "--datasets=[{format: coco}]"]
