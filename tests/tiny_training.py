@@ -20,10 +20,10 @@ NUM_IMAGE_TOKENS = 8
 STRUCTURE = ("seg", "phrase_start", "phrase_end", "image", "region")
 
 
-def tiny_processor(**overrides: Any) -> XSAMProcessor:
+def tiny_processor(high_res_size: int = HIGH_RES_SIZE, **overrides: Any) -> XSAMProcessor:
     return XSAMProcessor(
         default_image_processor(LOW_RES_SIZE),
-        default_high_res_image_processor(HIGH_RES_SIZE),
+        default_high_res_image_processor(high_res_size),
         byte_tokenizer(),
         **{"num_image_tokens": NUM_IMAGE_TOKENS, **overrides},
     )

@@ -128,19 +128,9 @@ def _save_processor(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     from modeling_xsam import XSAMConfig
-    from processing_xsam import XSAMProcessor
-    from processing_xsam.image_processing_xsam import default_high_res_image_processor, default_image_processor
-    from processing_xsam.prompts_xsam import PHI3_CHAT_TEMPLATE, QWEN_CHAT_TEMPLATE
+    from xsam_training.initialization import processor_of
 
-    config = XSAMConfig.from_pretrained(folder)
-    XSAMProcessor(
-        image_processor=default_image_processor(config.vision_config.image_size),
-        high_res_image_processor=default_high_res_image_processor(config.high_res_vision_config.image_size),
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        chat_template=QWEN_CHAT_TEMPLATE if config.text_config.model_type.startswith("qwen") else PHI3_CHAT_TEMPLATE,
-        num_image_tokens=config.num_image_tokens,
-        num_region_tokens=config.num_region_tokens,
-    ).save_pretrained(folder)
+    processor_of(XSAMConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)).save_pretrained(folder)
 
 
 def _labels(labels: str | None, stuff: str | None) -> dict[str, list[str]] | list[str] | None:

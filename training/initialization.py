@@ -32,10 +32,12 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from modeling_xsam import XSAMConfig
+from modeling_xsam.published_xsam import SPECIAL_TOKENS
 from processing_xsam import XSAMProcessor
 from processing_xsam.image_processing_xsam import default_high_res_image_processor, default_image_processor
 from processing_xsam.processing_xsam import add_structure_tokens
@@ -93,8 +95,18 @@ def build_processor(arguments: ModelArguments) -> XSAMProcessor:
     tokenizer = AutoTokenizer.from_pretrained(source)
     add_structure_tokens(tokenizer)
     config = build_config(arguments, tokenizer)
+    return processor_of(config, tokenizer, **overrides)
+
+
+def processor_of(config: XSAMConfig, tokenizer: PreTrainedTokenizerBase, **overrides: Any) -> XSAMProcessor:
+    """
+    The processor that fits a configuration: its image sizes and numbers of tokens, its language model's conversations.
+
+    Args:
+        overrides: arguments of `XSAMProcessor` that differ.
+    """
     qwen = config.text_config.model_type.startswith("qwen")
-    defaults = {
+    fitting = {
         "image_processor": default_image_processor(config.vision_config.image_size),
         "high_res_image_processor": default_high_res_image_processor(config.high_res_vision_config.image_size),
         "tokenizer": tokenizer,
@@ -102,7 +114,7 @@ def build_processor(arguments: ModelArguments) -> XSAMProcessor:
         "num_image_tokens": config.num_image_tokens,
         "num_region_tokens": config.num_region_tokens,
     }
-    return XSAMProcessor(**{**defaults, **overrides})
+    return XSAMProcessor(**{**fitting, **overrides})
 
 
 def build_config(arguments: ModelArguments, tokenizer: Any, labels: tuple[str, ...] = ()) -> XSAMConfig:
@@ -116,13 +128,7 @@ def build_config(arguments: ModelArguments, tokenizer: Any, labels: tuple[str, .
     """
     base = _tower_configs(arguments) if arguments.model is None else _saved_config(arguments.model)
     overrides = _merge(base, arguments.config or {})
-    ids = dict(
-        zip(
-            ("seg_token_id", "phrase_start_token_id", "phrase_end_token_id", "image_token_id", "region_token_id"),
-            tokenizer.convert_tokens_to_ids(["<SEG>", "<p>", "</p>", "<image>", "<region>"]),
-            strict=True,
-        )
-    )
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for token, name in SPECIAL_TOKENS.items()}
     from_tokenizer = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     text = overrides.get("text_config")
     # A language model of its own knows its tokens; that of the default is only a shape.
@@ -151,9 +157,9 @@ def build_model(arguments: ModelArguments, config: XSAMConfig) -> tuple[PreTrain
     targets = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     for name, tensors in _sources(arguments):
         report.sources.append(_load(name, tensors, targets))
-    loaded = {key for source in report.sources for key in source.loaded}
-    tied = {key for key, value in targets.items() for other in loaded if value is targets[other]}
-    report.new = sorted(key for key in dict(model.named_parameters()) if key not in loaded | tied)
+    # By identity: tied weights have several names, and one of them is enough.
+    loaded = {id(targets[key]) for source in report.sources for key in source.loaded}
+    report.new = sorted(key for key, value in model.named_parameters() if id(value) not in loaded)
     return model, report
 
 

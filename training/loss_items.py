@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from modeling_xsam import XSAMMaskDecoderConfig
 from modeling_xsam.loss_xsam import count_loss_items
@@ -68,21 +69,13 @@ class LossParts:
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """The sums over all processes, which start anew: every process has to call it. Processes may know other parts."""
-        names = sorted({name for known in _gather_names(accelerator, list(self._sums)) for name in known})
+        names = sorted(set(gather_object(list(self._sums))))
         sums = torch.stack(
             [torch.as_tensor(self._sums.get(name, 0.0)).float().cpu() for name in names] or [torch.zeros(())]
         )
         totals = accelerator.reduce(sums.to(accelerator.device), reduction="sum").tolist()
         self._sums = {}
         return dict(zip(names, totals, strict=bool(names)))
-
-
-def _gather_names(accelerator: Accelerator, names: list[str]) -> list[list[str]]:
-    if accelerator.num_processes == 1:
-        return [names]
-    gathered: list[list[str]] = [[] for _ in range(accelerator.num_processes)]
-    torch.distributed.all_gather_object(gathered, names)
-    return gathered
 
 
 __all__ = ["LossItems", "LossParts", "count_items", "total_items"]

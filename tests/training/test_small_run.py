@@ -11,15 +11,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import Phi3ForCausalLM, SamVisionConfig, SiglipVisionConfig
+from transformers import Phi3ForCausalLM
 
 from dataset_fixtures.scenes import COLORS, KINDS
-from processing_xsam import XSAMProcessor
-from processing_xsam.image_processing_xsam import default_high_res_image_processor, default_image_processor
-from random_checkpoint import byte_tokenizer
 from step_worker import InMemory
-from tiny_models import LOW_RES_SIZE, tiny_mask_decoder_config, tiny_text_config
-from tiny_training import all_tasks, category_sample, chat_sample, vocabulary
+from tiny_models import tiny_config, tiny_mask_decoder_config, tiny_text_config
+from tiny_training import all_tasks, category_sample, chat_sample, tiny_processor, vocabulary
 from xsam_training.arguments import ModelArguments, XSAMTrainingArguments
 from xsam_training.collator import XSAMCollator, XSAMUniversalCollator
 from xsam_training.data.drawing import DrawOptions
@@ -32,27 +29,17 @@ from xsam_training.sampler import MixedBatchSampler
 from xsam_training.trainer import XSAMTrainer
 
 HIGH_RES_SIZE = 96
+TINY = tiny_config().to_dict()
 CONFIG = {
-    "vision_config": SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=LOW_RES_SIZE,
-        patch_size=14,
-    ).to_dict(),
-    "high_res_vision_config": SamVisionConfig(
-        hidden_size=64,
-        mlp_dim=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        image_size=HIGH_RES_SIZE,
-        patch_size=8,
-        window_size=6,
-        global_attn_indexes=[2],
-        output_channels=16,
-        initializer_range=0.02,
-    ).to_dict(),
+    "vision_config": TINY["vision_config"],
+    "high_res_vision_config": {
+        **TINY["high_res_vision_config"],
+        "hidden_size": 64,
+        "mlp_dim": 128,
+        "image_size": HIGH_RES_SIZE,
+        "patch_size": 8,
+        "window_size": 6,
+    },
     "mask_decoder_config": tiny_mask_decoder_config(
         feature_size=64,
         mask_feature_size=64,
@@ -67,15 +54,6 @@ CONFIG = {
     # Masks of half the input's resolution.
     "connector_scale_factors": [4, 2, 1],
 }
-
-
-def make_processor() -> XSAMProcessor:
-    return XSAMProcessor(
-        default_image_processor(LOW_RES_SIZE),
-        default_high_res_image_processor(HIGH_RES_SIZE),
-        byte_tokenizer(),
-        num_image_tokens=4 + 36,
-    )
 
 
 def run_stage(folder, processor, model_args, samples, *, steps, learning_rate, labels=()) -> XSAMTrainer:
@@ -150,7 +128,7 @@ def teach_language(folder, processor) -> None:
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stages")
-    processor = make_processor()
+    processor = tiny_processor(HIGH_RES_SIZE, num_image_tokens=4 + 36)
     first_questions = [replace(sample, turns=sample.turns[:1]) for sample in all_tasks()]
     chats = [replace(sample, turns=sample.turns[:1]) for sample in map(chat_sample, range(8))]
     teach_language(folder, processor)

@@ -171,6 +171,10 @@ class GroundedConversationReader(SampleReader[CaptionRecord]):
             mask_phrases=tuple(index for index, _ in mentions),
         )
 
+    def malformed(self, name: str, error: Exception) -> None:
+        """Leave out, or stop at, a caption that lacks what the published form has."""
+        self.broken(self.annotations, name, f"not in the published form ({type(error).__name__}: {error})")
+
 
 class GranDfReader(GroundedConversationReader):
     """GranDf_HA_GCG_train.json, the captions written by people."""
@@ -195,7 +199,7 @@ class GranDfReader(GroundedConversationReader):
                 size = (int(item["height"]), int(item["width"])) if "height" in item else None
                 yield Caption(name, item["file_name"], item.get("image_id"), item["caption"], mentions, size)
             except MALFORMED as error:
-                self.broken(self.annotations, name, f"not in the published form ({type(error).__name__}: {error})")
+                self.malformed(name, error)
 
 
 class OpenPsgGcgReader(GranDfReader):
@@ -233,7 +237,7 @@ class RefCocoGcgReader(GroundedConversationReader):
                 size = (int(item["height"]), int(item["width"])) if "height" in item else None
                 yield Caption(name, item["img_file_name"], item.get("image_id"), item["caption"], mentions, size)
             except MALFORMED as error:
-                self.broken(self.annotations, name, f"not in the published form ({type(error).__name__}: {error})")
+                self.malformed(name, error)
 
 
 class FlickrGcgReader(GroundedConversationReader):
@@ -266,7 +270,7 @@ class FlickrGcgReader(GroundedConversationReader):
                 size = (int(item["height"]), int(item["width"]))
                 yield Caption(name, item["file_name"], item["id"], text, mentions, size)
             except MALFORMED as error:
-                self.broken(self.annotations, name, f"not in the published form ({type(error).__name__}: {error})")
+                self.malformed(name, error)
 
 
 class GranDfValidationReader(GroundedConversationReader):
@@ -305,7 +309,7 @@ class GranDfValidationReader(GroundedConversationReader):
                     raise ValueError(f"{len(labels)} labels, but {len(parts)} masks")
                 mentions = [Mention(label, [part]) for label, part in zip(labels, parts, strict=True)]
             except MALFORMED as error:
-                self.broken(self.annotations, name, f"not in the published form ({type(error).__name__}: {error})")
+                self.malformed(name, error)
             else:
                 yield Caption(name, f"{image_id}.jpg", image_id, text, mentions)
 
