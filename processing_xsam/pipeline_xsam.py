@@ -202,12 +202,19 @@ class AnySegmentationPipeline(Pipeline):
         """A category list may take several passes, and an image several crops; each crop sees all passes."""
         size = (sample.image.height, sample.image.width)
         boxes = [(0, 0, sample.image.width, sample.image.height)] if tiles is None else tile_boxes(size, tiles)
-        passes = split_labels(sample, *self._label_budget(sample))
+        passes = self.passes(sample)
         crops = [sample.image] if tiles is None else [sample.image.crop(box) for box in boxes]
         return Request(
             [replace(part, image=crop) for crop in crops for part in passes],
             partial(_finish_categories, sample=sample, boxes=boxes),
         )
+
+    def passes(self, sample: Sample) -> list[Sample]:
+        """
+        A sample with categories as the samples that one prompt has room for: `[sample]` unless the list is long. Their
+        outputs are put together by `merge_passes`.
+        """
+        return split_labels(sample, *self._label_budget(sample))
 
     def _label_budget(self, sample: Sample) -> tuple[list[int], int]:
         """Tokens that each label takes, and tokens that all labels of one prompt may take."""
@@ -220,19 +227,38 @@ class AnySegmentationPipeline(Pipeline):
         frame -= self.processor.count_tokens(text_phrase(names[0]))
         return lengths, self.model.config.text_config.max_position_embeddings - ANSWER_ROOM - frame
 
-    def _forward(
+    def _forward(self, model_inputs: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+        requests = model_inputs["request"]
+        batched = isinstance(requests, list)
+        requests = requests if batched else [requests]
+        answers = iter(self.run([sample for request in requests for sample in request.samples], **arguments))
+        results = [[next(answers) for _ in request.samples] for request in requests]
+        finishes = [request.finish for request in requests]
+        if not batched:
+            results, finishes = results[0], finishes[0]
+        return {"outputs": results, "finish": finishes}
+
+    @torch.no_grad()
+    def run(
         self,
-        model_inputs: dict[str, Any],
-        image_features: Any = None,
+        samples: Sequence[Sample],
+        image_features: ImageFeatures | None = None,
         max_new_tokens: int = 512,
         streamer: Any = None,
         generate_kwargs: dict[str, Any] | None = None,
         prompts_at_once: int = 8,
-    ) -> dict[str, Any]:
-        requests = model_inputs["request"]
-        batched = isinstance(requests, list)
-        requests = requests if batched else [requests]
-        samples = [sample for request in requests for sample in request.samples]
+    ) -> list[SampleOutput]:
+        """
+        What the network says about samples, before anything is made of it. An image that samples share is encoded once, as
+        long as they follow each other.
+
+        Args:
+            samples: with loaded images; categories as `passes` splits them.
+            image_features, max_new_tokens, streamer, generate_kwargs, prompts_at_once: see `__call__`.
+
+        Returns:
+            An output for each sample.
+        """
         inputs = self._encode(samples)
         if image_features is not None:
             image_features = _features_of(image_features, samples, inputs)
@@ -254,12 +280,7 @@ class AnySegmentationPipeline(Pipeline):
         if streamer is not None and all(len(output.token_ids) == output.prompt_length for output in outputs):
             # Nothing was generated: whoever waits for text has to learn that none comes.
             streamer.end()
-        answers = iter(outputs)
-        results = [[next(answers) for _ in request.samples] for request in requests]
-        finishes = [request.finish for request in requests]
-        if not batched:
-            results, finishes = results[0], finishes[0]
-        return {"outputs": results, "finish": finishes}
+        return outputs
 
     def postprocess(self, model_outputs: dict[str, Any], **options: Any) -> Any:
         return model_outputs["finish"](model_outputs["outputs"], ResultOptions(**options), self.processor.tokenizer)

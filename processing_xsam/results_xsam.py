@@ -196,10 +196,8 @@ def stuff_ids(sample: Sample) -> range:
     return range(len(labels.get("thing", ())), len(list_labels(labels)))
 
 
-def _described_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
-    if not output.segs:
-        # Not the same as an absent target, though both give no segment.
-        logger.warning("No mask for %r: %s", output.sample.text, output.empty_reason)
+def described_segments(output: SampleOutput, options: ResultOptions) -> list[Segment]:
+    """Segments of referring and reasoning, at most one for each `<SEG>`; `label_id` is 0."""
     found = [
         referring(
             _any_phrase(seg.class_logits),
@@ -211,7 +209,14 @@ def _described_result(output: SampleOutput, options: ResultOptions, tokenizer: A
         )
         for seg in output.segs
     ]
-    return [to_pipeline_segment(segment, output.sample.text) for segment in found if segment is not None]
+    return [segment for segment in found if segment is not None]
+
+
+def _described_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
+    if not output.segs:
+        # Not the same as an absent target, though both give no segment.
+        logger.warning("No mask for %r: %s", output.sample.text, output.empty_reason)
+    return [to_pipeline_segment(segment, output.sample.text) for segment in described_segments(output, options)]
 
 
 def _any_phrase(class_logits: torch.Tensor) -> torch.Tensor:
@@ -219,7 +224,8 @@ def _any_phrase(class_logits: torch.Tensor) -> torch.Tensor:
     return torch.stack([class_logits[:, :-1].logsumexp(-1), class_logits[:, -1]], dim=-1)
 
 
-def _interactive_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
+def interactive_segments(output: SampleOutput, options: ResultOptions) -> list[Segment]:
+    """Segments of interactive, at most one for each `<SEG>`; `label_id` is 0."""
     found = [
         interactive(
             seg.class_logits, seg.mask_logits, region, output.geometry, options.threshold, options.mask_threshold
@@ -227,18 +233,29 @@ def _interactive_result(output: SampleOutput, options: ResultOptions, tokenizer:
         # An answer that was generated may lack a <SEG>.
         for seg, region in zip(output.segs, output.region_masks, strict=False)
     ]
-    return [to_pipeline_segment(segment, "region 0") for segment in found if segment is not None]
+    return [segment for segment in found if segment is not None]
 
 
-def _visual_grounded_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
-    found = [
+def _interactive_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
+    return [to_pipeline_segment(segment, "region 0") for segment in interactive_segments(output, options)]
+
+
+def visual_grounded_segments(output: SampleOutput, options: ResultOptions) -> list[Segment]:
+    """Segments of visual-grounded by falling score; `label_id` counts the regions."""
+    return [
         segment
         for seg in output.segs
         for segment in instance(
             seg.class_logits, seg.mask_logits, output.geometry, options.threshold, options.mask_threshold
         )
     ]
-    return [to_pipeline_segment(segment, f"region {segment.label_id}") for segment in found]
+
+
+def _visual_grounded_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> list[dict[str, Any]]:
+    return [
+        to_pipeline_segment(segment, f"region {segment.label_id}")
+        for segment in visual_grounded_segments(output, options)
+    ]
 
 
 def _spoken_result(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> dict[str, Any]:
@@ -338,9 +355,12 @@ __all__ = [
     "caption_segments",
     "category_segments",
     "clean_answer",
+    "described_segments",
+    "interactive_segments",
     "name_categories",
     "seg_output",
     "split_outputs",
     "stuff_ids",
     "to_result",
+    "visual_grounded_segments",
 ]

@@ -107,6 +107,10 @@ class ClassMapReader(CategoryReader[ClassMapRecord]):
     def labels(self) -> tuple[str, ...]:
         return tuple(sorted(self.classes, key=lambda name: name not in self.things))
 
+    @property
+    def num_things(self) -> int:
+        return len(self.things)
+
     def records(self) -> Iterable[ClassMapRecord]:
         images = self._files(self.images, IMAGE_SUFFIXES)
         maps = self._files(self.annotations, MAP_SUFFIXES)
@@ -134,7 +138,7 @@ class ClassMapReader(CategoryReader[ClassMapRecord]):
         turn = Turn(
             self.task,
             labels=self.labels,
-            num_things=len(self.things),
+            num_things=self.num_things,
             masks=tuple(encode_masks(np.stack([values == value for value in present]))) if present else (),
             mask_phrases=tuple(self.labels.index(self.classes[value - self.offset]) for value in present),
             ignored=tuple(encode_masks(is_ignored[None])) if is_ignored.any() else (),

@@ -170,6 +170,10 @@ class CocoReader(CategoryReader[Record]):
     def labels(self) -> tuple[str, ...]:
         return self.categories.labels
 
+    @property
+    def num_things(self) -> int:
+        return self.categories.num_things
+
     def load(self) -> CocoContent:
         """
         Raises:
@@ -222,7 +226,7 @@ class CocoReader(CategoryReader[Record]):
         turn = Turn(
             self.task,
             labels=self.labels,
-            num_things=self.categories.num_things,
+            num_things=self.num_things,
             masks=tuple(mask for mask, phrase in zip(masks, phrases, strict=True) if phrase is not None),
             mask_phrases=tuple(phrase for phrase in phrases if phrase is not None),
             ignored=(*crowds, *void),

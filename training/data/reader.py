@@ -145,6 +145,11 @@ class CategoryReader(SampleReader[Record]):
     def labels(self) -> tuple[str, ...]:
         """What is asked for: the `labels` of every turn, known without reading an image."""
 
+    @property
+    @abstractmethod
+    def num_things(self) -> int:
+        """How many of the labels, from the first, are things."""
+
 
 def missing(path: Path) -> FileNotFoundError:
     """The error for a file or folder of a data set that is not there."""

@@ -51,8 +51,7 @@ class ReferringRecord:
 
 class RefCocoReader(SampleReader[ReferringRecord]):
     """
-    One sample per image with a "referring" turn per expression, lower-cased; the same words for the same object count
-    once.
+    One sample per image with a "referring" turn per expression, lower-cased.
 
     Whether a target is single, multiple or absent follows from each record: every annotation of it is a mask of its
     own, and an absent target has none. A crowd among several annotations is no instance and goes to `ignored`.
@@ -62,6 +61,8 @@ class RefCocoReader(SampleReader[ReferringRecord]):
         instances: JSON file of images and annotations.
         images: folder of the images.
         split: "train", "val", "test", "testA" or "testB"; "test" includes the other two.
+        keep_repeated: whether the same words for the same object are as many turns as they stand there, as published
+            evaluations count them; else they are one.
 
     Attributes:
         num_ambiguous: expressions that stand for several targets of one image, each on its own. They are kept.
@@ -74,11 +75,13 @@ class RefCocoReader(SampleReader[ReferringRecord]):
         instances: str = "refer_seg/refcoco/instances.json",
         images: str = "refer_seg/images/coco2014/train2014",
         split: str = "train",
+        keep_repeated: bool = False,
         on_error: OnError = "raise",
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; possible are {', '.join(SPLITS)}.")
         self.refs, self.instances, self.images, self.split = refs, instances, images, split
+        self.keep_repeated = keep_repeated
         self.num_ambiguous = 0
         super().__init__(root, on_error)
 
@@ -89,8 +92,7 @@ class RefCocoReader(SampleReader[ReferringRecord]):
             raise ValueError(f"{self.root / self.instances} has no lists 'images' and 'annotations'")
         instances = _Instances(content, refs)
         del content  # hundreds of megabytes, of which `instances` keeps little
-        # Keys of the inner dictionaries are the expressions: in order, and each once.
-        of_image: dict[int, dict[Expression, None]] = {}
+        of_image: dict[int, list[Expression]] = {}
         for place, ref in enumerate(refs):
             try:
                 expressions = _expressions(ref, instances)
@@ -100,15 +102,16 @@ class RefCocoReader(SampleReader[ReferringRecord]):
                 problem = f"not in the published form ({type(error).__name__}: {error})"
                 self.broken(self.refs, f"ref {ref.get('ref_id', f'number {place}')}", problem)
             else:
-                of_image.setdefault(ref["image_id"], {}).update(dict.fromkeys(expressions))
+                of_image.setdefault(ref["image_id"], []).extend(expressions)
         for image_id, expressions in of_image.items():
             file_name, size = instances.image(image_id)
             if not (self.root / self.images / file_name).is_file():
                 self.broken(self.refs, f"image {image_id}", f"{Path(self.images) / file_name} does not exist")
                 continue
-            texts = Counter(expression.text for expression in expressions)
+            distinct = list(dict.fromkeys(expressions))
+            texts = Counter(expression.text for expression in distinct)
             self.num_ambiguous += sum(count > 1 for count in texts.values())
-            yield ReferringRecord(image_id, file_name, size, tuple(expressions))
+            yield ReferringRecord(image_id, file_name, size, tuple(expressions if self.keep_repeated else distinct))
         if self.num_ambiguous:
             logger.info("%s: %d expressions stand for several targets of an image", self.refs, self.num_ambiguous)
 

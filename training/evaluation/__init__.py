@@ -1,0 +1,1 @@
+"""Benchmarks: what is asked, how answers are stored, and one file per family of figures."""

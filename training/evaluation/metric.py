@@ -1,0 +1,44 @@
+"""What the families of figures have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from ..data.samples import Turn
+from .answers import Answer
+
+Measurement = TypeVar("Measurement")
+
+
+class Metric(ABC, Generic[Measurement]):
+    """
+    Figures of a benchmark, in two steps: what one answer contributes, and what all contributions make.
+
+    A measurement is small, whatever the image: it may be pickled, and `dataclasses.asdict` of it is fit for JSON. Only
+    measurements are kept in memory and sent between processes.
+    """
+
+    @abstractmethod
+    def measure(self, turn: Turn, answer: Answer, image_size: tuple[int, int]) -> Measurement:
+        """
+        Args:
+            turn: question and annotation.
+            answer: what the model said.
+            image_size: (H, W).
+        """
+
+    @abstractmethod
+    def figures(self, measurements: Sequence[Measurement]) -> dict[str, float]:
+        """
+        The figures by name, from 0 to 1 unless the field gives them otherwise; NaN for one that the data cannot give.
+        The first is the main one.
+
+        Args:
+            measurements: of all questions, in the order of the data set.
+        """
+
+    @abstractmethod
+    def quality(self, measurement: Measurement) -> float:
+        """How good a single answer is, 0 to 1, to find the worst and the best ones."""
