@@ -8,7 +8,8 @@ HERE = Path(__file__).parent
 
 APP = ["gradio>=6"]
 TRAIN = ["peft>=0.21", "pyyaml>=6", "tensorboard>=2.16", "trackio>=0.2"]
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "playwright>=1.50", *APP, *TRAIN]
+EVALUATE = ["pycocoevalcap>=1.2", "pyyaml>=6"]
+TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "playwright>=1.50", *APP, *TRAIN, *EVALUATE]
 
 setup(
     name="xsam",
@@ -18,7 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=["modeling_xsam", "processing_xsam", "xsam_training", "xsam_training.data"],
+    packages=["modeling_xsam", "processing_xsam", "xsam_training", "xsam_training.data", "xsam_training.evaluation"],
     package_dir={"xsam_training": "training"},
     package_data={"xsam_training": ["recipes/*.yaml", "recipes/*/*.yaml"]},
     entry_points={"console_scripts": ["xsam = xsam_training.cli:main"]},
@@ -36,5 +37,5 @@ setup(
         "jinja2>=3.1",
         "typer>=0.15",
     ],
-    extras_require={"app": APP, "train": TRAIN, "test": TEST},
+    extras_require={"app": APP, "train": TRAIN, "evaluate": EVALUATE, "test": TEST},
 )

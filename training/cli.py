@@ -105,6 +105,101 @@ def train(
     run(trainer)
 
 
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="folder or Hub id of a checkpoint of any stage")],
+    benchmark: Annotated[str, typer.Option(help="names, separated by commas, see training/README.md; or YAML files")],
+    data: Annotated[Path, typer.Option(help="folder of the data sets")],
+    protocol: Annotated[
+        Literal["xsam", "generate"], typer.Option(help="give the fixed answers as published, or generate everything")
+    ] = "xsam",
+    limit: Annotated[int | None, typer.Option(help="samples of each data set, from its first")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write; an interrupted run goes on")] = None,
+    template_seed: Annotated[int | None, typer.Option(help="draw the wording of prompts")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="longest generated answer, in tokens")] = 512,
+    questions_at_once: Annotated[int, typer.Option(help="questions about an image that are asked together")] = 8,
+    dtype: Annotated[str, typer.Option(help="of the weights, such as bfloat16")] = "auto",
+    text_encoder: Annotated[
+        str, typer.Option(help="compares phrases of captions: folder or Hub id, or words")
+    ] = "bert-base-uncased",
+    samples: Annotated[bool, typer.Option(help="also write a line for each question")] = False,
+    cases: Annotated[int, typer.Option(help="worst and best answers on the page, each")] = 8,
+    on_error: Annotated[Literal["skip", "raise"], typer.Option(help="what an unusable annotation does")] = "raise",
+) -> None:
+    """Measure a checkpoint on benchmarks. With several processes: accelerate launch -m xsam_training.cli evaluate ..."""
+    from dataclasses import replace
+
+    from xsam_training import evaluate as evaluation
+    from xsam_training.evaluation.benchmarks import select_benchmarks
+
+    try:
+        chosen = select_benchmarks(benchmark)
+        settings = evaluation.EvaluationSettings(
+            model, protocol, template_seed, limit, max_new_tokens, dtype, text_encoder
+        )
+        folder = _results_folder(output)
+        loaded, processor = evaluation.load_model(model, dtype)
+        settings = replace(settings, weights=evaluation.fingerprint(loaded))
+        predictor = evaluation.build_predictor(loaded, processor, settings, questions_at_once)
+        results = evaluation.evaluate(
+            chosen, data, settings, predictor, folder, cases if output is not None else 0, on_error
+        )
+        _report(output, settings, results, samples)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@app.command()
+def score(
+    output: Annotated[Path, typer.Argument(help="JSON file that xsam evaluate wrote, or was to write")],
+    data: Annotated[Path, typer.Option(help="folder of the data sets")],
+    limit: Annotated[int | None, typer.Option(help="samples of each data set, from its first")] = None,
+    text_encoder: Annotated[
+        str, typer.Option(help="compares phrases of captions: folder or Hub id, or words")
+    ] = "bert-base-uncased",
+    samples: Annotated[bool, typer.Option(help="also write a line for each question")] = False,
+    cases: Annotated[int, typer.Option(help="worst and best answers on the page, each")] = 8,
+    on_error: Annotated[Literal["skip", "raise"], typer.Option(help="what an unusable annotation does")] = "raise",
+) -> None:
+    """Score stored predictions once more, without the model."""
+    from dataclasses import replace
+
+    from xsam_training import evaluate as evaluation
+
+    try:
+        folder = evaluation.predictions_folder(output)
+        settings, benchmarks = evaluation.stored_run(folder)
+        settings = replace(settings, limit=limit, text_encoder=text_encoder)
+        results = evaluation.evaluate(
+            benchmarks, data, settings, predictions=folder, num_cases=cases, on_error=on_error
+        )
+        _report(output, settings, results, samples)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _results_folder(output: Path | None) -> Path | None:
+    from xsam_training.evaluate import predictions_folder
+
+    if output is None:
+        return None
+    if output.suffix != ".json" or not output.parent.is_dir():
+        raise ValueError(f"--output {output}: give a .json file in a folder that exists")
+    return predictions_folder(output)
+
+
+def _report(output: Path | None, settings: Any, results: list[Any], samples: bool) -> None:
+    """Print the table and write the results; only the main process has any."""
+    from xsam_training.evaluate import save_results
+    from xsam_training.evaluation.report import table
+
+    if not results:
+        return
+    typer.echo(table(results))
+    if output is not None:
+        typer.echo(f"\nworst and best cases: {save_results(output, settings, results, samples)}")
+
+
 @app.command("make-vgd")
 def make_vgd_command(
     instances: Annotated[Path, typer.Option(help="COCO instances_*.json")],

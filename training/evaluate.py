@@ -11,10 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -34,8 +33,11 @@ from .data.formats import build_reader
 from .data.reader import OnError, SampleReader
 from .data.samples import AnnotatedSample
 from .evaluation.benchmarks import Benchmark
+from .evaluation.cases import Case, draw_case, extremes
 from .evaluation.metric import Metric
 from .evaluation.predictor import Predictor, Protocol, UniversalPredictor, XSAMPredictor
+from .evaluation.report import write_page, write_samples
+from .evaluation.results import BenchmarkResult, QuestionRecord
 from .evaluation.store import PredictionStore
 
 PACKAGES = ("xsam", "transformers", "torch", "accelerate", "pycocotools", "pycocoevalcap", "numpy", "pillow")
@@ -76,61 +78,6 @@ class EvaluationSettings:
     def of_predictions(self) -> dict[str, Any]:
         """Those that predictions depend on: more samples and another comparison of phrases can use what is stored."""
         return {name: value for name, value in asdict(self).items() if name not in ("limit", "text_encoder")}
-
-
-@dataclass(frozen=True)
-class QuestionRecord:
-    """
-    Attributes:
-        sample: index of the sample in its data set.
-        turn: index of the question among those asked about it.
-        name: of the sample.
-        question: its words, or its task.
-        quality: 0 to 1, see `Metric.quality`.
-        failure: see `Answer`.
-        measurement: see `Metric`.
-    """
-
-    sample: int
-    turn: int
-    name: str
-    question: str
-    quality: float
-    failure: str
-    measurement: Any
-
-
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """
-    Attributes:
-        name: of the benchmark.
-        metric: name of its metric.
-        figures: the main one first.
-        num_samples: samples that were asked.
-        num_questions: questions that figures are made of.
-        not_asked: how many questions the benchmark's kind of visual prompt cannot ask.
-        failures: of every question that got no mask although one was asked for, the sample, its question and why.
-        skipped: records of the data set that are unusable, by reason; none are skipped unless that was asked for.
-        seconds: for all of it, on the slowest process.
-        records: of all questions.
-    """
-
-    name: str
-    metric: str
-    figures: dict[str, float]
-    num_samples: int
-    num_questions: int
-    not_asked: int
-    failures: list[dict[str, Any]]
-    skipped: dict[str, int]
-    seconds: float
-    records: list[QuestionRecord] = field(repr=False)
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the records; figures that the data cannot give are null."""
-        content = {name: value for name, value in vars(self).items() if name != "records"}
-        return {**content, "figures": {k: None if v != v else v for k, v in self.figures.items()}}
 
 
 def load_model(model: str, dtype: str = "auto", device: str | None = None) -> tuple[PreTrainedModel, XSAMProcessor]:
@@ -187,6 +134,7 @@ def evaluate(
     settings: EvaluationSettings,
     predictor: Predictor | None = None,
     predictions: Path | None = None,
+    num_cases: int = 0,
     on_error: OnError = "raise",
 ) -> list[BenchmarkResult]:
     """
@@ -196,6 +144,7 @@ def evaluate(
         settings: what figures depend on.
         predictor: asks the model; None scores stored predictions only.
         predictions: folder where predictions are kept; those that it has are not made again. None: a temporary one.
+        num_cases: how many of the worst and of the best answers are drawn.
         on_error: what a broken record does, see `SampleReader`.
 
     Returns:
@@ -210,7 +159,10 @@ def evaluate(
     with _folder(predictions, state) as folder:
         if predictor is not None:
             _check_settings(folder, settings, benchmarks, state)
-        results = [_evaluate_one(each, settings, predictor, folder / each.benchmark.name, state) for each in prepared]
+        results = [
+            _evaluate_one(each, settings, predictor, folder / each.benchmark.name, num_cases, state)
+            for each in prepared
+        ]
     return [result for result in results if result is not None]
 
 
@@ -231,6 +183,7 @@ def _evaluate_one(
     settings: EvaluationSettings,
     predictor: Predictor | None,
     folder: Path,
+    num_cases: int,
     state: PartialState,
 ) -> BenchmarkResult | None:
     start = time.perf_counter()
@@ -253,6 +206,9 @@ def _evaluate_one(
     if not state.is_main_process:
         return None
     gathered.sort(key=lambda record: (record.sample, record.turn))
+    worst, best = extremes(gathered, num_cases)
+    # What the other processes have stored is not known to the store that was opened before.
+    drawn = _draw(prepared, PredictionStore(folder, state.process_index), [gathered[i] for i in (*worst, *best)])
     return BenchmarkResult(
         name=benchmark.name,
         metric=benchmark.metric,
@@ -260,15 +216,21 @@ def _evaluate_one(
         num_samples=count,
         num_questions=len(gathered),
         not_asked=not_asked,
-        failures=[
-            {"sample": record.name, "question": record.question, "why": record.failure}
-            for record in gathered
-            if record.failure
-        ],
         skipped=dict(reader.skipped),
         seconds=seconds,
         records=gathered,
+        worst=drawn[: len(worst)],
+        best=drawn[len(worst) :],
     )
+
+
+def _draw(prepared: _Prepared, store: PredictionStore, records: Sequence[QuestionRecord]) -> list[Case]:
+    cases = []
+    for record in records:
+        sample = prepared.benchmark.asked(prepared.reader[record.sample])
+        answer = store.get(record.sample, sample.name)[record.turn]
+        cases.append(draw_case(sample.turns[record.turn], answer, sample, record.quality))
+    return cases
 
 
 def _measure(
@@ -283,7 +245,10 @@ def _measure(
     if index in store:
         answers = store.get(index, sample.name)
     elif predictor is None:
-        raise ValueError(f"{store.folder} has no prediction for {sample.name}; run xsam evaluate to make it")
+        raise ValueError(
+            f"{store.folder} has no prediction for {sample.name}; make it with xsam evaluate, or score the first ones with"
+            " --limit"
+        )
     else:
         answers = predictor(sample, index, benchmark.result_options)
         store.add(index, sample.name, answers)
@@ -329,8 +294,7 @@ def _check_settings(
         _compare(folder / "settings.json", settings.of_predictions)
         for benchmark in benchmarks:
             options = asdict(benchmark.result_options)
-            asked = {"dataset": dict(benchmark.dataset), "prompt": benchmark.prompt, "options": options}
-            _compare(folder / f"{benchmark.name}.json", asked)
+            _compare(folder / f"{benchmark.name}.json", {**asdict(benchmark), "options": options})
     state.wait_for_everyone()
 
 
@@ -349,17 +313,44 @@ def _compare(file: Path, current: dict[str, Any]) -> None:
         )
 
 
-def summary(settings: EvaluationSettings, results: Sequence[BenchmarkResult]) -> dict[str, Any]:
-    """The content of `results.json`: settings, versions and figures."""
-    return {
+def stored_run(predictions: Path) -> tuple[EvaluationSettings, list[Benchmark]]:
+    """
+    With what settings, and of which benchmarks, predictions were made.
+
+    Raises:
+        FileNotFoundError: if the folder holds none.
+    """
+    if not (predictions / "settings.json").is_file():
+        raise FileNotFoundError(f"{predictions} holds no predictions; xsam evaluate with --output makes them")
+    settings = EvaluationSettings(**json.loads((predictions / "settings.json").read_text(encoding="utf-8")))
+    files = sorted(file for file in predictions.glob("*.json") if file.name != "settings.json")
+    return settings, [Benchmark(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+def predictions_folder(output: Path) -> Path:
+    """Where the predictions of the results in `output`, a JSON file, are kept."""
+    return output.with_suffix("") / "predictions"
+
+
+def save_results(
+    output: Path, settings: EvaluationSettings, results: Sequence[BenchmarkResult], samples: bool = False
+) -> Path:
+    """
+    Write the results with settings and versions to a JSON file, and to a folder beside it the page with the worst and best
+    cases and, if wanted, a line for each question.
+
+    Returns:
+        The page.
+    """
+    content = {
         "settings": asdict(settings),
         "versions": {"python": python_version(), **{name: version(name) for name in PACKAGES}},
         "processes": PartialState().num_processes,
         "device": str(PartialState().device),
         "benchmarks": {result.name: result.to_json() for result in results},
     }
-
-
-def failure_counts(result: BenchmarkResult) -> Counter[str]:
-    """How often each reason is given, positions in an answer left out of it."""
-    return Counter("".join("#" if c.isdigit() else c for c in failure["why"]) for failure in result.failures)
+    output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    folder = output.with_suffix("")
+    if samples:
+        write_samples(results, folder / "samples.jsonl")
+    return write_page(results, asdict(settings), folder)

@@ -9,18 +9,18 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import torch
 from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from processing_xsam import AnySegmentationPipeline, XSAMProcessor
-from processing_xsam.image_processing_xsam import resize_longest_side
-from processing_xsam.post_processing_xsam import Geometry, panoptic, to_pipeline_segment
+from processing_xsam.results_xsam import ResultOptions
 from processing_xsam.visualization_xsam import contact_sheet, visualize
 
 from .data.samples import AnnotatedSample, Turn, decode_masks
 from .dataset import TrainingDataset
+from .evaluation.answers import Answer
+from .evaluation.predictor import UniversalPredictor, question
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def annotated_segments(turn: Turn, image: Image.Image) -> tuple[list[dict[str, A
     masks = decode_masks(turn.masks, (image.height, image.width))
     return [
         {
-            "label": _phrase_name(turn, phrase),
+            "label": phrase_name(turn, phrase),
             "score": None,
             "mask": Image.fromarray(mask).convert("L"),
             **({"span": turn.spans[phrase]} if turn.spans else {}),
@@ -122,7 +122,9 @@ def predict(
 ) -> tuple[list[dict[str, Any]], str | None]:
     """What a model says to a turn's question: segments in the form of the pipeline's results, and its text."""
     if not hasattr(model, "segment"):
-        return _predict_categories(model, processor, image, turn), None
+        sample = AnnotatedSample(image, (turn,), "")
+        (answer,) = UniversalPredictor(model, processor)(sample, 0, ResultOptions())
+        return answered_segments(turn, answer, image), None
     result = AnySegmentationPipeline(model=model, processor=processor)(
         image, task=turn.task, **question(turn, (image.height, image.width)), max_new_tokens=MAX_NEW_TOKENS
     )
@@ -131,37 +133,24 @@ def predict(
     return (result["segments"], result["text"]) if isinstance(result, dict) else (result, None)
 
 
-def question(turn: Turn, image_size: tuple[int, int]) -> dict[str, Any]:
-    """
-    A turn's question as arguments of the pipeline and of the processor; of several visual prompts for a phrase, the
-    first.
-    """
-    if turn.regions:
-        return {"masks": decode_masks([regions[0].mask for regions in turn.regions], image_size)}
-    if turn.labels:
-        return {
-            "labels": {"thing": list(turn.labels[: turn.num_things]), "stuff": list(turn.labels[turn.num_things :])}
+def answered_segments(turn: Turn, answer: Answer, image: Image.Image) -> list[dict[str, Any]]:
+    """An answer to a turn in the form of the pipeline's results."""
+    masks = decode_masks([each.mask for each in answer.segments], (image.height, image.width))
+    return [
+        {
+            "label": answer.text[slice(*answer.spans[each.phrase])]
+            if answer.spans
+            else phrase_name(turn, each.phrase),
+            "score": each.score,
+            "mask": Image.fromarray(mask).convert("L"),
+            **({"span": answer.spans[each.phrase]} if answer.spans else {}),
         }
-    return {} if turn.text is None else {"text": turn.text}
+        for each, mask in zip(answer.segments, masks, strict=True)
+    ]
 
 
-@torch.no_grad()
-def _predict_categories(
-    model: PreTrainedModel, processor: XSAMProcessor, image: Image.Image, turn: Turn
-) -> list[dict[str, Any]]:
-    """Stage 1 has no language model: its classes are the data set's categories."""
-    size = processor.high_res_size
-    inputs = processor.high_res_image_processor(
-        [resize_longest_side(image, size)], do_resize=False, return_tensors="pt"
-    ).to(model.device)
-    outputs = model(inputs["pixel_values"])
-    stuff = range(turn.num_things, len(turn.labels))
-    geometry = Geometry(size, (image.height, image.width))
-    segments = panoptic(outputs.class_queries_logits[0], outputs.masks_queries_logits[0], geometry, stuff)
-    return [to_pipeline_segment(segment, turn.labels[segment.label_id]) for segment in segments]
-
-
-def _phrase_name(turn: Turn, phrase: int) -> str:
+def phrase_name(turn: Turn, phrase: int) -> str:
+    """What a phrase of a turn is called in pictures."""
     if turn.labels:
         return turn.labels[phrase]
     if turn.spans:

@@ -25,7 +25,7 @@ from xsam_training import pictures as module
 from xsam_training.adapters import lora_config
 from xsam_training.data.samples import decode_masks
 from xsam_training.dataset import TrainingDataset
-from xsam_training.pictures import PredictionPictures, annotated_segments, predict, question, spread
+from xsam_training.pictures import PredictionPictures, annotated_segments, predict, spread
 
 SIZE = (64, 96)
 
@@ -91,19 +91,6 @@ def test_annotated_phrases_by_their_words():
     assert {each["label"] for each in annotated_segments(shown.turns[0], shown.image)[0]} == set(shown.turns[0].labels)
 
 
-def test_questions_as_arguments_of_the_pipeline():
-    assert question(category_sample(0).turns[0], SIZE) == {
-        "labels": {"thing": ["circle", "square", "triangle"], "stuff": ["sky", "ground"]}
-    }
-    assert question(referring_sample(2).turns[1], SIZE) == {"text": "the middle shape"}
-    assert question(chat_sample(7).turns[0], SIZE) == {"text": "What is on the left?"}
-    assert question(caption_sample(4).turns[0], SIZE) == {}
-    turn = visual_sample(6).turns[0]
-    (name, masks), *rest = question(turn, SIZE).items()
-    assert name == "masks" and not rest
-    assert np.array_equal(masks, decode_masks([regions[0].mask for regions in turn.regions], SIZE))
-
-
 @pytest.mark.parametrize("number", range(8))
 def test_every_task_is_asked(model, processor, number):
     sample = all_tasks()[number]
@@ -128,6 +115,7 @@ class LeftAndRight:
     """Stage 1's answer as it would be if a query were sure of a circle on the left, and another of ground on the right."""
 
     device = torch.device("cpu")
+    config = SimpleNamespace(num_labels=5, id2label=dict(enumerate(category_sample(0).turns[0].labels)))
 
     def __call__(self, pixels: torch.Tensor) -> SimpleNamespace:
         assert pixels.shape == (1, 3, HIGH_RES_SIZE, HIGH_RES_SIZE)

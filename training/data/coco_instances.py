@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .coco_panoptic import CocoContent, CocoImage, CocoReader, ImageId, malformed
+from .coco_panoptic import CocoContent, CocoImage, CocoReader, ImageId, LabelledObject, malformed
 from .reader import OnError
 from .samples import AnnotatedSample, rle_from_annotation
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
-    """The index of its label, None for a crowd; and the counts of its run-length encoding, compressed."""
+class Instance(LabelledObject):
+    """An instance with the counts of its run-length encoding, compressed."""
 
-    phrase: int | None
     counts: bytes
 
 
@@ -81,16 +80,15 @@ class CocoInstancesReader(CocoReader[InstancesRecord]):
                 annotated.setdefault(annotation["image_id"], []).append(instance)
         for image in content.images.values():
             instances = tuple(annotated.get(image.id, ()))
-            if self.has_file(image) and self.is_wanted(instance.phrase for instance in instances):
+            if self.has_file(image) and self.is_wanted(instances):
                 yield InstancesRecord(image, instances)
 
     def read(self, record: InstancesRecord) -> AnnotatedSample:
         image = record.image
         picture = self.read_image(Path(self.images) / image.file, f"image {image.id}", image.size)
         size = [picture.height, picture.width]
-        phrases = [instance.phrase for instance in record.instances]
         masks = [{"size": size, "counts": instance.counts} for instance in record.instances]
-        return self.sample(image, picture, phrases, masks, void=())
+        return self.sample(image, picture, record.instances, masks, void=())
 
     def _instance(self, annotation: Mapping[str, Any], content: CocoContent) -> Instance:
         """
@@ -103,5 +101,5 @@ class CocoInstancesReader(CocoReader[InstancesRecord]):
             raise ValueError(f"image_id {annotation['image_id']!r} is not among 'images'")
         if image.size is None:
             raise ValueError(f"image {image.id} has no 'height' and 'width'")
-        phrase = self.categories.phrase(annotation)
-        return Instance(phrase, rle_from_annotation(annotation["segmentation"], image.size)["counts"])
+        phrase, is_crowd = self.categories.phrase(annotation), bool(annotation.get("iscrowd", 0))
+        return Instance(phrase, is_crowd, rle_from_annotation(annotation["segmentation"], image.size)["counts"])

@@ -78,9 +78,9 @@ class CategoryList:
     def _places(self) -> dict[int, int]:
         return {category: place for place, category in enumerate(self.ids)}
 
-    def phrase(self, annotation: Mapping[str, Any]) -> int | None:
+    def phrase(self, annotation: Mapping[str, Any]) -> int:
         """
-        The index of an annotation's label; None for a crowd.
+        The index of an annotation's label.
 
         Raises:
             ValueError: if its category is not listed.
@@ -88,7 +88,7 @@ class CategoryList:
         """
         if annotation["category_id"] not in self._places:
             raise ValueError(f"category {annotation['category_id']!r} is not among 'categories'")
-        return None if annotation.get("iscrowd", 0) else self._places[annotation["category_id"]]
+        return self._places[annotation["category_id"]]
 
 
 def list_categories(categories: Sequence[Mapping[str, Any]]) -> CategoryList:
@@ -123,6 +123,14 @@ class CocoImage:
         """LVIS has no `file_name`: there it is the end of `coco_url`, "val2017/000000397133.jpg"."""
         file = image["file_name"] if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])
         return cls(image["id"], file, (image["height"], image["width"]) if "height" in image else None)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledObject:
+    """The index of an object's label, and whether it is a crowd."""
+
+    phrase: int
+    is_crowd: bool
 
 
 @dataclass(frozen=True)
@@ -206,9 +214,9 @@ class CocoReader(CategoryReader[Record]):
             self.broken(self.annotations, f"image {image.id}", f"{Path(self.images) / image.file} does not exist")
         return exists
 
-    def is_wanted(self, phrases: Iterable[int | None]) -> bool:
-        """Whether an image with these objects is kept; one that is not is counted. None stands for a crowd."""
-        wanted = self.keep_empty or any(phrase is not None for phrase in phrases)
+    def is_wanted(self, objects: Iterable[LabelledObject]) -> bool:
+        """Whether an image with these objects is kept; one that is not is counted."""
+        wanted = self.keep_empty or not all(each.is_crowd for each in objects)
         if not wanted:
             self.skipped["no annotation but crowds"] += 1
         return wanted
@@ -217,19 +225,20 @@ class CocoReader(CategoryReader[Record]):
         self,
         image: CocoImage,
         picture: Image.Image,
-        phrases: Sequence[int | None],
+        objects: Sequence[LabelledObject],
         masks: Sequence[RLE],
         void: Sequence[RLE],
     ) -> AnnotatedSample:
-        """A sample of an image and its objects, crowds among them."""
-        crowds = [mask for mask, phrase in zip(masks, phrases, strict=True) if phrase is None]
+        """A sample of an image and its objects, crowds among them, each with its mask."""
+        pairs = list(zip(objects, masks, strict=True))
         turn = Turn(
             self.task,
             labels=self.labels,
             num_things=self.num_things,
-            masks=tuple(mask for mask, phrase in zip(masks, phrases, strict=True) if phrase is not None),
-            mask_phrases=tuple(phrase for phrase in phrases if phrase is not None),
-            ignored=(*crowds, *void),
+            masks=tuple(mask for each, mask in pairs if not each.is_crowd),
+            mask_phrases=tuple(each.phrase for each in objects if not each.is_crowd),
+            ignored=(*(mask for each, mask in pairs if each.is_crowd), *void),
+            ignored_phrases=(*(each.phrase for each in objects if each.is_crowd), *(None for _ in void)),
         )
         return AnnotatedSample(picture, (turn,), f"{self.annotations}, image {image.id}", image.id)
 
@@ -240,11 +249,10 @@ def malformed(error: Exception) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """A segment by its id in the PNG, and its label; None: a crowd."""
+class Segment(LabelledObject):
+    """A segment with its id in the PNG."""
 
     id: int
-    phrase: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +321,7 @@ class CocoPanopticReader(CocoReader[PanopticRecord]):
                 self.broken(self.annotations, f"image {image.id}", "it has no annotation")
                 continue
             record = annotated[image.id]
-            if record is not None and self.has_file(image) and self.is_wanted(each.phrase for each in record.segments):
+            if record is not None and self.has_file(image) and self.is_wanted(record.segments):
                 yield record
 
     def read(self, record: PanopticRecord) -> AnnotatedSample:
@@ -324,19 +332,19 @@ class CocoPanopticReader(CocoReader[PanopticRecord]):
         except ValueError as error:
             raise BrokenRecord(self.annotations, name, str(error)) from error
         is_void = np.ones(ids.shape, dtype=bool)
-        phrases, masks = [], []
+        segments, masks = [], []
         for segment in record.segments:
             mask = ids == segment.id
             if not mask.any():
                 self._without_pixel(record, segment)
                 continue
             is_void &= ~mask
-            phrases.append(segment.phrase)
+            segments.append(segment)
             masks.append(mask)
         if is_void.any():
             masks.append(is_void)
         encoded = encode_masks(np.stack(masks))
-        return self.sample(record.image, picture, phrases, encoded[: len(phrases)], encoded[len(phrases) :])
+        return self.sample(record.image, picture, segments, encoded[: len(segments)], encoded[len(segments) :])
 
     def _record(self, annotation: Mapping[str, Any], content: CocoContent) -> PanopticRecord:
         """
@@ -347,7 +355,10 @@ class CocoPanopticReader(CocoReader[PanopticRecord]):
         if annotation["image_id"] not in content.images:
             raise ValueError("it is annotated, but not among 'images'")
         file = annotation["file_name"]
-        segments = tuple(Segment(info["id"], self.categories.phrase(info)) for info in annotation["segments_info"])
+        segments = tuple(
+            Segment(self.categories.phrase(info), bool(info.get("iscrowd", 0)), info["id"])
+            for info in annotation["segments_info"]
+        )
         if len({segment.id for segment in segments}) < len(segments):
             raise ValueError("a segment id stands there more than once")
         if not (self.root / self.segments / file).is_file():

@@ -23,13 +23,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from .reader import OnError, SampleReader
-from .samples import RLE, AnnotatedSample, Turn, rle_from_annotation
+from .samples import RLE, AnnotatedSample, Turn, UnplacedLabel, rle_from_annotation
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class Caption:
         name: for messages: "caption 3".
         file_name: the image's path from the image folder.
         size: (height, width) of the image, if known.
+        references: other captions of the image.
     """
 
     name: str
@@ -73,11 +74,15 @@ class Caption:
     text: str
     mentions: Sequence[Mention] = field(repr=False)
     size: tuple[int, int] | None = None
+    references: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionRecord:
-    """A caption with its phrases placed, and the run-length counts of their masks."""
+    """
+    A caption with its phrases placed, and the run-length counts of their masks; `unplaced` are labels without a place and
+    the counts of theirs.
+    """
 
     name: str
     file_name: str
@@ -87,6 +92,8 @@ class CaptionRecord:
     spans: tuple[Span, ...]
     masks: tuple[bytes, ...]
     mask_phrases: tuple[int, ...]
+    unplaced: tuple[tuple[str, bytes], ...]
+    references: tuple[str, ...]
 
 
 class GroundedConversationReader(SampleReader[CaptionRecord]):
@@ -94,7 +101,8 @@ class GroundedConversationReader(SampleReader[CaptionRecord]):
     One sample per caption, with one "grounded-conversation" turn. A subclass reads one published form in `captions`.
 
     Captions stay as published, without blanks and quotation marks around them. Mentions with the same words are one
-    phrase that has a mask of each. Where phrases overlap the longest is kept. A caption without any phrase is left out.
+    phrase that has a mask of each. Where phrases overlap the longest is kept. A caption without any phrase is left out,
+    unless the reader is `for_evaluation`.
 
     Args:
         annotations: JSON file.
@@ -103,7 +111,10 @@ class GroundedConversationReader(SampleReader[CaptionRecord]):
     Attributes:
         dropped: how many phrases could not be placed in their caption, by reason.
         left_out: how many captions were left out although nothing is wrong with them, by reason.
+        for_evaluation: whether captions without a phrase are kept, and phrases without a place as `Turn.unplaced`.
     """
+
+    for_evaluation: ClassVar[bool] = False
 
     def __init__(self, annotations: str, images: str, root: str | Path = ".", on_error: OnError = "raise") -> None:
         self.annotations, self.images = annotations, images
@@ -122,7 +133,7 @@ class GroundedConversationReader(SampleReader[CaptionRecord]):
             except ValueError as error:
                 self.broken(self.annotations, caption.name, str(error))
                 continue
-            if record.spans:
+            if record.spans or self.for_evaluation:
                 yield record
             else:
                 self.left_out["no phrase with a mask"] += 1
@@ -136,12 +147,17 @@ class GroundedConversationReader(SampleReader[CaptionRecord]):
 
     def read(self, record: CaptionRecord) -> AnnotatedSample:
         image = self.read_image(Path(self.images) / record.file_name, record.name, record.size)
+        size = list(record.size)
         turn = Turn(
             "grounded-conversation",
             answer=record.text,
             spans=record.spans,
-            masks=tuple({"size": list(record.size), "counts": counts} for counts in record.masks),
+            masks=tuple({"size": size, "counts": counts} for counts in record.masks),
             mask_phrases=record.mask_phrases,
+            unplaced=tuple(
+                UnplacedLabel(label, {"size": size, "counts": counts}) for label, counts in record.unplaced
+            ),
+            references=record.references,
         )
         return AnnotatedSample(image, (turn,), f"{self.relative(self.annotations)}, {record.name}", record.image_id)
 
@@ -159,6 +175,8 @@ class GroundedConversationReader(SampleReader[CaptionRecord]):
         placed, dropped = place_phrases(text, caption.mentions, shift)
         self.dropped.update(dropped)
         mentions = [(index, mention) for index, (_, group) in enumerate(placed) for mention in group]
+        known = {id(mention) for _, mention in mentions}
+        others = [mention for mention in caption.mentions if self.for_evaluation and id(mention) not in known]
         size = caption.size or _published_size(caption.mentions) or _size_of_file(path)
         return CaptionRecord(
             name=caption.name,
@@ -169,6 +187,8 @@ class GroundedConversationReader(SampleReader[CaptionRecord]):
             spans=tuple(span for span, _ in placed),
             masks=tuple(_merge(mention, size)["counts"] for _, mention in mentions),
             mask_phrases=tuple(index for index, _ in mentions),
+            unplaced=tuple((mention.phrase, _merge(mention, size)["counts"]) for mention in others),
+            references=tuple(_trim(reference)[0] for reference in caption.references),
         )
 
     def malformed(self, name: str, error: Exception) -> None:
@@ -277,10 +297,15 @@ class GranDfValidationReader(GroundedConversationReader):
     """
     The validation and test captions of GranD-f. Every label has a mask of its own.
 
+    No image and no label is left out, because published figures count all of them: captions without a phrase are kept,
+    labels without a place are `Turn.unplaced`, and further captions of an image are `Turn.references`.
+
     Args:
         annotations: captions, val_gcg_coco_caption_gt.json.
         masks: val_gcg_coco_mask_gt.json.
     """
+
+    for_evaluation = True
 
     def __init__(
         self,
@@ -304,6 +329,7 @@ class GranDfValidationReader(GroundedConversationReader):
                 if not captions[image_id]:
                     raise ValueError("there is none")
                 text, labels = captions[image_id][0]["caption"], captions[image_id][0]["labels"]
+                references = [other["caption"] for other in captions[image_id][1:]]
                 parts = [annotation["segmentation"] for annotation in masks[image_id]]
                 if len(labels) != len(parts):
                     raise ValueError(f"{len(labels)} labels, but {len(parts)} masks")
@@ -311,7 +337,7 @@ class GranDfValidationReader(GroundedConversationReader):
             except MALFORMED as error:
                 self.malformed(name, error)
             else:
-                yield Caption(name, f"{image_id}.jpg", image_id, text, mentions)
+                yield Caption(name, f"{image_id}.jpg", image_id, text, mentions, references=references)
 
 
 def place_phrases(

@@ -29,6 +29,14 @@ class Region:
 
 
 @dataclass(frozen=True)
+class UnplacedLabel:
+    """A label of a published caption that has no place in it: its words are not there, or a longer one has them."""
+
+    text: str
+    mask: RLE
+
+
+@dataclass(frozen=True)
 class Turn:
     """
     A question about an image, its answer, and the masks of the phrases in them.
@@ -57,6 +65,10 @@ class Turn:
         masks: what is to be segmented, each of the image's size and not empty.
         mask_phrases: for each mask the index of its phrase. A phrase may have many masks, or none: it is absent.
         ignored: areas that say nothing about the phrases, such as crowds: neither right nor wrong in evaluation.
+        ignored_phrases: for each ignored area the phrase that it is a crowd of; None: of no single one (void). Empty: None
+            for all.
+        unplaced: in grounded conversation, labels with masks that are not among the phrases; only evaluation uses them.
+        references: in grounded conversation, other published captions of the image; only evaluation uses them.
     """
 
     task: str
@@ -70,6 +82,24 @@ class Turn:
     masks: tuple[RLE, ...] = ()
     mask_phrases: tuple[int, ...] = ()
     ignored: tuple[RLE, ...] = ()
+    ignored_phrases: tuple[int | None, ...] = ()
+    unplaced: tuple[UnplacedLabel, ...] = ()
+    references: tuple[str, ...] = ()
+
+    @property
+    def ignored_areas(self) -> tuple[tuple[RLE, int | None], ...]:
+        """
+        The ignored areas, each with the phrase that it is a crowd of, or None.
+
+        Raises:
+            ValueError: if `ignored_phrases` do not fit `ignored`.
+        """
+        phrases = self.ignored_phrases or (None,) * len(self.ignored)
+        if len(phrases) != len(self.ignored):
+            raise ValueError(
+                f"{len(phrases)} ignored_phrases for {len(self.ignored)} ignored areas; give one for each, or none"
+            )
+        return tuple(zip(self.ignored, phrases, strict=True))
 
     @property
     def num_phrases(self) -> int:
@@ -108,12 +138,66 @@ def decode_masks(masks: Sequence[RLE], image_size: tuple[int, int]) -> np.ndarra
     Raises:
         ValueError: if a mask has another size than the image or is damaged.
     """
-    for mask in masks:
-        if tuple(mask["size"]) != tuple(image_size):
-            raise ValueError(f"mask of size {tuple(mask['size'])} for an image of (height, width) {tuple(image_size)}")
+    check_sizes(masks, image_size)
     if not masks:
         return np.zeros((0, *image_size), dtype=bool)
     return np.stack([_decode(mask) for mask in masks])
+
+
+def check_sizes(masks: Sequence[RLE], image_size: tuple[int, int]) -> None:
+    """
+    Raises:
+        ValueError: if a mask has another size than the image.
+    """
+    for mask in masks:
+        if tuple(mask["size"]) != tuple(image_size):
+            raise ValueError(f"mask of size {tuple(mask['size'])} for an image of (height, width) {tuple(image_size)}")
+
+
+def label_map(
+    masks: Sequence[RLE], labels: Sequence[int], image_size: tuple[int, int], name: str = "masks"
+) -> np.ndarray:
+    """
+    Masks as one map, int32 (H, W): at each pixel the label of its mask, 0 where there is none.
+
+    Args:
+        labels: of each mask, above 0. Masks of one label may overlap.
+        name: what the masks are, for messages.
+
+    Raises:
+        ValueError: if a mask has another size than the image or is damaged, or masks of different labels overlap.
+    """
+    check_sizes(masks, image_size)
+    height, width = image_size
+    starts, ends, places = _runs_inside(masks)
+    values = np.asarray(labels, dtype=np.int32)[places]
+    reached = np.maximum.accumulate(ends)
+    reaching = np.maximum.accumulate(np.where(ends == reached, np.arange(len(ends)), 0))[:-1]
+    clash = np.flatnonzero((starts[1:] < reached[:-1]) & (values[1:] != values[reaching]))
+    if len(clash):
+        pair = sorted((int(places[reaching[clash[0]]]), int(places[clash[0] + 1])))
+        raise ValueError(f"{name}: number {pair[0]} and number {pair[1]} overlap")
+    starts[1:] = np.maximum(starts[1:], reached[:-1])
+    kept = starts < ends
+    edges = np.stack([starts[kept], ends[kept]], axis=1).ravel()
+    filled = np.zeros(len(edges) + 1, dtype=np.int32)
+    filled[1::2] = values[kept]
+    return np.repeat(filled, np.diff(edges, prepend=0, append=height * width)).reshape(width, height).T
+
+
+def _runs_inside(masks: Sequence[RLE]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    The runs of pixels of all masks in order of their start, counted column by column: starts, ends (exclusive), and the
+    place of each one's mask; int64 (n,).
+    """
+    bounds = [run_lengths(mask).cumsum() for mask in masks]
+    none = np.zeros(0, dtype=np.int64)
+    starts = np.concatenate([none, *(each[: len(each) // 2 * 2 : 2] for each in bounds)])
+    ends = np.concatenate([none, *(each[1::2] for each in bounds)])
+    places = np.arange(len(masks)).repeat([len(each) // 2 for each in bounds])
+    order = np.argsort(starts, kind="stable")
+    order = order[starts[order] < ends[order]]
+    return starts[order], ends[order], places[order]
 
 
 def _decode(mask: RLE) -> np.ndarray:

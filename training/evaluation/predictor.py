@@ -35,8 +35,7 @@ from processing_xsam.results_xsam import (
 )
 from processing_xsam.samples_xsam import Sample
 
-from ..data.samples import AnnotatedSample, Turn
-from ..pictures import question
+from ..data.samples import AnnotatedSample, Turn, decode_masks
 from .answers import Answer, AnsweredSegment
 
 Protocol = Literal["xsam", "generate"]
@@ -163,6 +162,20 @@ class UniversalPredictor:
             geometry=Geometry(self.processor.high_res_size, image_size),
         )
         return to_answer(category_segments(output, options))
+
+
+def question(turn: Turn, image_size: tuple[int, int]) -> dict[str, Any]:
+    """
+    A turn's question as arguments of the pipeline and of the processor; of several visual prompts for a phrase, the
+    first.
+    """
+    if turn.regions:
+        return {"masks": decode_masks([regions[0].mask for regions in turn.regions], image_size)}
+    if turn.labels:
+        return {
+            "labels": {"thing": list(turn.labels[: turn.num_things]), "stuff": list(turn.labels[turn.num_things :])}
+        }
+    return {} if turn.text is None else {"text": turn.text}
 
 
 def to_answer(segments: Sequence[Segment], failure: str = "") -> Answer:

@@ -1,0 +1,83 @@
+"""The worst and the best answers of a benchmark as pictures, annotation beside prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from textwrap import shorten
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from processing_xsam.visualization_xsam import contact_sheet, visualize
+
+from ..data.samples import AnnotatedSample, Turn, decode_masks
+from ..pictures import annotated_segments, answered_segments
+from .answers import Answer
+
+# Instance segmentation answers with a segment for every query; of those with a low score pictures show none.
+LEAST_SHOWN_SCORE = 0.3
+TITLE_LENGTH = 42
+
+
+class Ranked(Protocol):
+    """What is needed of a record to choose it."""
+
+    quality: float
+    sample: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    Attributes:
+        name: of the sample.
+        question: what was asked.
+        quality: 0 to 1.
+        failure: see `Answer`.
+        picture: annotation and prediction, with their titles.
+    """
+
+    name: str
+    question: str
+    quality: float
+    failure: str
+    picture: Image.Image
+
+
+def extremes(records: Sequence[Ranked], count: int) -> tuple[list[int], list[int]]:
+    """Places of the `count` worst records, the worst first, and of the best of the others, the best first."""
+    order = sorted(range(len(records)), key=lambda place: records[place].quality)
+    worst = order[:count]
+    return worst, order[count:][-count:][::-1] if count else []
+
+
+def draw_case(turn: Turn, answer: Answer, sample: AnnotatedSample, quality: float) -> Case:
+    """A question, its annotation and its answer."""
+    question = shorten(turn.text or turn.task, TITLE_LENGTH, placeholder=" ...")
+    annotated, text = annotated_segments(turn, sample.image)
+    pictures = [
+        (f"{question}: annotation", visualize(sample.image, [*_prompts(turn, sample.image), *annotated], text)),
+        (
+            f"{question}: answer",
+            visualize(sample.image, answered_segments(turn, _certain(answer), sample.image), answer.text),
+        ),
+    ]
+    return Case(sample.name, turn.text or turn.task, quality, answer.failure, contact_sheet(pictures, columns=2))
+
+
+def _certain(answer: Answer) -> Answer:
+    """The answer without segments that are too uncertain to be shown; a single one always is."""
+    shown = [each for each in answer.segments if each.score is None or each.score >= LEAST_SHOWN_SCORE]
+    return replace(answer, segments=tuple(shown if len(answer.segments) > 1 else answer.segments))
+
+
+def _prompts(turn: Turn, image: Image.Image) -> list[dict[str, Any]]:
+    """The visual prompts that were shown, as segments."""
+    regions = [of_phrase[0] for of_phrase in turn.regions]
+    masks: np.ndarray = decode_masks([region.mask for region in regions], (image.height, image.width))
+    return [
+        {"label": f"prompt ({region.kind})", "score": None, "mask": Image.fromarray(mask).convert("L")}
+        for region, mask in zip(regions, masks, strict=True)
+    ]
