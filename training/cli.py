@@ -138,6 +138,8 @@ def evaluate(
             model, protocol, template_seed, limit, max_new_tokens, dtype, text_encoder
         )
         folder = _results_folder(output)
+        if samples and output is None:
+            raise ValueError("--samples needs --output: they are written beside it")
         loaded, processor = evaluation.load_model(model, dtype)
         settings = replace(settings, weights=evaluation.fingerprint(loaded))
         predictor = evaluation.build_predictor(loaded, processor, settings, questions_at_once)

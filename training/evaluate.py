@@ -12,9 +12,9 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
 from tempfile import TemporaryDirectory
@@ -40,6 +40,7 @@ from .evaluation.report import write_page, write_samples
 from .evaluation.results import BenchmarkResult, QuestionRecord
 from .evaluation.store import PredictionStore
 
+# Those that are not installed were not used.
 PACKAGES = ("xsam", "transformers", "torch", "accelerate", "pycocotools", "pycocoevalcap", "numpy", "pillow")
 
 
@@ -80,6 +81,11 @@ class EvaluationSettings:
         return {name: value for name, value in asdict(self).items() if name not in ("limit", "text_encoder")}
 
 
+def process_state() -> PartialState:
+    """Which of how many processes this is; without an accelerator they talk to each other on CPUs."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def load_model(model: str, dtype: str = "auto", device: str | None = None) -> tuple[PreTrainedModel, XSAMProcessor]:
     """
     A checkpoint of any stage, in evaluation mode, and its processor.
@@ -93,7 +99,7 @@ def load_model(model: str, dtype: str = "auto", device: str | None = None) -> tu
     universal = "XSAMForUniversalSegmentation" in (config.architectures or [])
     model_class = XSAMForUniversalSegmentation if universal else XSAMForSegmentation
     loaded = model_class.from_pretrained(model, dtype=dtype).eval()
-    return loaded.to(device or PartialState().device), AutoProcessor.from_pretrained(model)
+    return loaded.to(device or process_state().device), AutoProcessor.from_pretrained(model)
 
 
 def build_predictor(
@@ -153,7 +159,7 @@ def evaluate(
     Raises:
         ValueError: if the folder holds predictions made with other settings, or lacks some and there is no predictor.
     """
-    state = PartialState()
+    state = process_state()
     # What can be wrong with the data or the environment shows before the first hour of predictions.
     prepared = [_prepare(benchmark, data, settings, on_error) for benchmark in benchmarks]
     with _folder(predictions, state) as folder:
@@ -344,9 +350,9 @@ def save_results(
     """
     content = {
         "settings": asdict(settings),
-        "versions": {"python": python_version(), **{name: version(name) for name in PACKAGES}},
-        "processes": PartialState().num_processes,
-        "device": str(PartialState().device),
+        "versions": {"python": python_version(), **_installed()},
+        "processes": process_state().num_processes,
+        "device": str(process_state().device),
         "benchmarks": {result.name: result.to_json() for result in results},
     }
     output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -354,3 +360,11 @@ def save_results(
     if samples:
         write_samples(results, folder / "samples.jsonl")
     return write_page(results, asdict(settings), folder)
+
+
+def _installed() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -15,7 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dataset_fixtures.class_maps import CLASSES
+import numpy as np
+from PIL import Image
+
+from dataset_fixtures.class_maps import CLASSES, UNLABELLED
 from dataset_fixtures.everything import write_everything
 from dataset_fixtures.scenes import draw_scene
 from tiny_training import fitting_model, tiny_processor
@@ -37,7 +40,11 @@ def write_benchmarks(root: Path) -> None:
     prompts.unlink()
     make_vgd(root / "coco2017/annotations/instances_val2017.json", prompts, num_processes=1)
     shutil.copytree(root / "camvid/val", root / "class_maps/images")
-    shutil.copytree(root / "camvid/valannot", root / "class_maps/annotations")
+    (root / "class_maps/annotations").mkdir()
+    for file in (root / "camvid/valannot").iterdir():
+        values = np.array(Image.open(file))
+        values[values == UNLABELLED] = 255
+        Image.fromarray(values).save(root / "class_maps/annotations" / file.name)
     (root / "class_maps/classes.txt").write_text("\n".join(CLASSES))
     write_model(root / "models/xsam")
 

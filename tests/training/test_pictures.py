@@ -23,7 +23,6 @@ from tiny_training import (
 )
 from xsam_training import pictures as module
 from xsam_training.adapters import lora_config
-from xsam_training.data.samples import decode_masks
 from xsam_training.dataset import TrainingDataset
 from xsam_training.pictures import PredictionPictures, annotated_segments, predict, spread
 

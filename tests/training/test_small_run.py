@@ -22,9 +22,9 @@ from xsam_training.collator import XSAMCollator, XSAMUniversalCollator
 from xsam_training.data.drawing import DrawOptions
 from xsam_training.data.samples import AnnotatedSample, Turn, decode_masks
 from xsam_training.dataset import TrainingDataset
+from xsam_training.evaluation.predictor import question
 from xsam_training.initialization import build_config, build_generation_config, build_model
 from xsam_training.parts import set_trainable_parts
-from xsam_training.evaluation.predictor import question
 from xsam_training.pictures import predict
 from xsam_training.sampler import MixedBatchSampler
 from xsam_training.trainer import XSAMTrainer

@@ -128,6 +128,7 @@ def with_prompt(turn: Turn, kind: RegionKind) -> Turn | None:
         labels=tuple(turn.labels[phrase] for phrase in kept) if turn.labels else (),
         masks=tuple(mask for mask, _ in targets),
         mask_phrases=tuple(kept.index(phrase) for _, phrase in targets),
+        ignored_phrases=tuple(kept.index(phrase) if phrase in kept else None for phrase in turn.ignored_phrases),
     )
 
 

@@ -1,5 +1,5 @@
 """
-METEOR and CIDEr of captions, the same numbers as tylin/coco-caption (pycocoevalcap/eval.py) gives.
+METEOR and CIDEr of captions, the same numbers as salaniz/pycocoevalcap (eval.py) gives.
 
 Tokeniser and METEOR are the Java programs of the package pycocoevalcap, and CIDEr is its Python code. The programs are
 started here and not by the package's wrappers: these write into the package's folder, take the machine's text encoding,

@@ -61,8 +61,8 @@ class GroundedConversation(Metric[GroundedCaption]):
     - mIoU: the mean over images of the mean IoU of pairs. Masks are paired one to one, the pair of highest IoU first, as
       long as masks overlap; masks that are left over do not count, an image without pairs is 0.
     - mask recall: the share of labels that are found. Pairs are made as above, and each needs an IoU and a similarity of
-      words of at least 0.5. Pairing stops at the first that lacks either, as published: of an image, no label is found
-      whose pair has a lower IoU than one with other words.
+      words of at least 0.5. Pairing stops at the first that lacks either, as published: a pair with other words costs
+      its image all labels whose pairs have a lower IoU.
 
     Args:
         similarity: compares labels, see `text_similarity`.
@@ -146,8 +146,7 @@ def mean_iou_of_pairs(ious: np.ndarray) -> float:
     Args:
         ious: float (annotated, predicted).
     """
-    # Of equal pairs the published code takes the one whose prediction comes first.
-    ious = ious.T.copy()
+    ious = ious.copy()
     paired = []
     while ious.size and (best := ious.max()) > 0:
         paired.append(float(best))

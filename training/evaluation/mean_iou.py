@@ -4,20 +4,21 @@ Mean intersection over union of classes, and the accuracies that go with it.
 As in detectron2 (`detectron2/evaluation/sem_seg_evaluation.py`), whose computation X-SAM has
 (`xsam/evaluation/evaluators/img_genseg_evaluator.py`, semantic_evaluate): pixels are counted over all images, and classes
 that occur in no annotation are not averaged. Pixels that a prediction leaves to no class are missed; there predictions
-cover all pixels, so that the case does not arise.
+cover all pixels, so that the case does not arise. Crowds belong to their class, as in the maps that are made of COCO's
+panoptic annotations there (Mask2Former, `datasets/prepare_coco_semantic_annos_from_panoptic_annos.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..data.samples import Turn, label_map
 from .answers import Answer
-from .metric import Metric
+from .metric import Metric, mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +62,8 @@ class MeanIoU(Metric[MeanIoUMeasurement]):
     Figures: mIoU, mIoU things and mIoU stuff, the means over the classes that are annotated anywhere; fwIoU, their mean
     weighted by annotated pixels; mACC, the mean share of a class's pixels that is right; pACC, the share of all pixels.
 
-    Masks of one phrase are united, so that panoptic annotations and answers serve as well. Pixels that are ignored, crowds
-    among them, or have no class are left out.
+    Masks of one phrase are united, so that panoptic annotations and answers serve as well. Pixels that are ignored or have
+    no class are left out.
 
     Args:
         labels: classes, the `labels` of every turn.
@@ -81,8 +82,15 @@ class MeanIoU(Metric[MeanIoUMeasurement]):
         """
         if turn.labels != self.labels:
             raise ValueError(f"the turn's {len(turn.labels)} labels are not the {len(self.labels)} of the metric")
-        annotated = label_map(turn.masks, [phrase + 1 for phrase in turn.mask_phrases], image_size, "masks of a turn")
-        ignored = label_map(turn.ignored, [1] * len(turn.ignored), image_size)
+        crowds = [(mask, phrase) for mask, phrase in turn.ignored_areas if phrase is not None]
+        void = [mask for mask, phrase in turn.ignored_areas if phrase is None]
+        annotated = label_map(
+            [*turn.masks, *(mask for mask, _ in crowds)],
+            [phrase + 1 for phrase in (*turn.mask_phrases, *(phrase for _, phrase in crowds))],
+            image_size,
+            "masks of a turn",
+        )
+        ignored = label_map(void, [1] * len(void), image_size)
         predicted = label_map(
             [segment.mask for segment in answer.segments],
             [segment.phrase + 1 for segment in answer.segments],
@@ -110,11 +118,11 @@ class MeanIoU(Metric[MeanIoUMeasurement]):
         labels = _by_index(measurements)
         pixels = sum(each.annotated for each in labels.values())
         return {
-            "mIoU": _mean(each.iou for each in labels.values()),
-            "mIoU things": _mean(each.iou for label, each in labels.items() if label < self.num_things),
-            "mIoU stuff": _mean(each.iou for label, each in labels.items() if label >= self.num_things),
+            "mIoU": mean(each.iou for each in labels.values()),
+            "mIoU things": mean(each.iou for label, each in labels.items() if label < self.num_things),
+            "mIoU stuff": mean(each.iou for label, each in labels.items() if label >= self.num_things),
             "fwIoU": math.fsum(each.iou * each.annotated for each in labels.values()) / pixels if pixels else math.nan,
-            "mACC": _mean(each.accuracy for each in labels.values()),
+            "mACC": mean(each.accuracy for each in labels.values()),
             "pACC": sum(each.both for each in labels.values()) / pixels if pixels else math.nan,
         }
 
@@ -135,8 +143,3 @@ def _by_index(measurements: Sequence[MeanIoUMeasurement]) -> dict[int, LabelIoU]
         for label, (both, predicted, annotated) in sorted(sums.items())
         if annotated
     }
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return math.fsum(listed) / len(listed) if listed else math.nan

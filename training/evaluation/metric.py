@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 from ..data.samples import Turn
@@ -42,3 +43,9 @@ class Metric(ABC, Generic[Measurement]):
     @abstractmethod
     def quality(self, measurement: Measurement) -> float:
         """How good a single answer is, 0 to 1, to find the worst and the best ones."""
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean, rounded once, whatever the order of the values; NaN if there are none."""
+    listed = list(values)
+    return math.fsum(listed) / len(listed) if listed else math.nan

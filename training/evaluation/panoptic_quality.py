@@ -10,14 +10,14 @@ category; of several crowds of one category the last counts. Crowds are neither 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..data.samples import Turn, label_map
 from .answers import Answer
-from .metric import Metric
+from .metric import Metric, mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class PanopticQuality(Metric[PanopticMeasurement]):
         things = [quality for label, quality in qualities.items() if label < self.num_things]
         stuff = [quality for label, quality in qualities.items() if label >= self.num_things]
         return {
-            f"{name}{suffix}": _mean(getattr(quality, name.lower()) for quality in group)
+            f"{name}{suffix}": mean(getattr(quality, name.lower()) for quality in group)
             for suffix, group in (("", list(qualities.values())), (" things", things), (" stuff", stuff))
             for name in ("PQ", "SQ", "RQ")
         }
@@ -192,8 +192,3 @@ def _quality(counts: Sequence[SegmentCounts]) -> LabelQuality:
     iou = math.fsum(each.iou for each in counts)
     segments = found + wrong / 2 + missed / 2
     return LabelQuality(iou / segments, iou / found if found else 0.0, found / segments, found, wrong, missed)
-
-
-def _mean(values: Iterable[float]) -> float:
-    listed = list(values)
-    return math.fsum(listed) / len(listed) if listed else math.nan

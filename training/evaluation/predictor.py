@@ -118,7 +118,8 @@ class XSAMPredictor:
 
 class UniversalPredictor:
     """
-    Asks a model of stage 1, which knows its own list of categories only.
+    Asks a model of stage 1, which knows its own list of categories only. It answers in all of them; what a question does
+    not ask for is left out afterwards.
 
     Args:
         model: `XSAMForUniversalSegmentation`, in evaluation mode.
@@ -127,41 +128,53 @@ class UniversalPredictor:
 
     def __init__(self, model: PreTrainedModel, processor: XSAMProcessor) -> None:
         self.model, self.processor = model, processor
-        self.labels = tuple(model.config.id2label[place] for place in range(model.config.num_labels))
+        self.labels = [model.config.id2label[place] for place in range(model.config.num_labels)]
 
     @torch.no_grad()
     def __call__(self, sample: AnnotatedSample, index: int, options: ResultOptions) -> list[Answer]:
         """
         Raises:
-            ValueError: if a turn asks for other categories than those that the model was trained on.
+            ValueError: if a turn asks for a category that the model was not trained on, or for something else.
         """
-        for turn in sample.turns:
-            if turn.labels != self.labels:
-                raise ValueError(
-                    f"{sample.name}: a model of stage 1 knows the categories {', '.join(self.labels)} in this order; it cannot be"
-                    f" asked for {', '.join(turn.labels) or turn.task}"
-                )
+        orders = [self._order(turn, sample.name) for turn in sample.turns]
         size = self.processor.high_res_size
-        image = sample.image
         inputs = self.processor.high_res_image_processor(
-            [resize_longest_side(image, size)], do_resize=False, return_tensors="pt"
+            [resize_longest_side(sample.image, size)], do_resize=False, return_tensors="pt"
         ).to(self.model.device)
         outputs = self.model(inputs["pixel_values"])
-        seg = SegOutput(outputs.class_queries_logits[0], outputs.masks_queries_logits[0], phrase_spans=[])
-        return [self._answer(turn, image, seg, options) for turn in sample.turns]
+        classes, masks = outputs.class_queries_logits[0], outputs.masks_queries_logits[0]
+        return [
+            self._answer(turn, order, sample.image, SegOutput(classes[:, [*order, -1]], masks, []), options)
+            for turn, order in zip(sample.turns, orders, strict=True)
+        ]
 
-    def _answer(self, turn: Turn, image: Image.Image, seg: SegOutput, options: ResultOptions) -> Answer:
-        image_size = (image.height, image.width)
+    def _order(self, turn: Turn, name: str) -> list[int]:
+        """The model's categories: those of the turn in its order, then the others."""
+        unknown = [label for label in turn.labels if label not in self.labels]
+        if unknown or not turn.labels or turn.regions:
+            raise ValueError(
+                f"{name}: a model of stage 1 knows the categories {', '.join(self.labels)}; it cannot be asked for"
+                f" {', '.join(unknown) or turn.task}"
+            )
+        others = [place for place, label in enumerate(self.labels) if label not in turn.labels]
+        return [*(self.labels.index(label) for label in turn.labels), *others]
+
+    def _answer(
+        self, turn: Turn, order: Sequence[int], image: Image.Image, seg: SegOutput, options: ResultOptions
+    ) -> Answer:
+        names = [self.labels[place] for place in order]
+        labels = {"thing": names[: turn.num_things], "stuff": names[turn.num_things :]}
         output = SampleOutput(
-            sample=Sample(task=turn.task, image=image, **question(turn, image_size)),
+            sample=Sample(task=turn.task, image=image, labels=labels),
             segs=[seg],
             token_ids=[],
             prompt_length=0,
             empty_reason="",
             region_masks=torch.zeros(0, 1, 1, dtype=torch.bool),
-            geometry=Geometry(self.processor.high_res_size, image_size),
+            geometry=Geometry(self.processor.high_res_size, (image.height, image.width)),
         )
-        return to_answer(category_segments(output, options))
+        segments = category_segments(output, options)
+        return to_answer([segment for segment in segments if segment.label_id < len(turn.labels)])
 
 
 def question(turn: Turn, image_size: tuple[int, int]) -> dict[str, Any]:

@@ -54,8 +54,8 @@ class EncoderSimilarity:
             self._model = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
         except (OSError, ValueError) as error:
             raise OSError(
-                f"the text encoder {model!r} cannot be loaded ({error}); name a folder that holds one with --text-encoder,"
-                f" or compare phrases by their words with --text-encoder {WORDS}"
+                f"the text encoder {model!r} cannot be loaded; name a folder that holds one with --text-encoder, or compare"
+                f" phrases by their words with --text-encoder {WORDS}: {error}"
             ) from error
         self._embed = cache(self._embed_text)
 

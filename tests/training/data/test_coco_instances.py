@@ -46,6 +46,8 @@ def test_polygons_and_both_run_length_encodings(tmp_path):
             assert ids == [item.category_id for item in things]
             assert np.array_equal(decode_masks(turn.masks, (64, 96)), [item.mask for item in things])
             crowds = [item.mask for item in each.objects if item.is_crowd]
+            categories = [item.category_id for item in each.objects if item.is_crowd]
+            assert [reader.categories.ids[phrase] for phrase in turn.ignored_phrases] == categories
             assert len(turn.ignored) == len(crowds)
             assert all(
                 np.array_equal(*pair) for pair in zip(decode_masks(turn.ignored, (64, 96)), crowds, strict=True)

@@ -82,13 +82,16 @@ def test_segments_crowds_and_void(tmp_path):
             assert ids == [item.category_id for item in kept]
             assert np.array_equal(decode_masks(turn.masks, (64, 96)), [item.mask for item in kept])
             ignored = [item.mask for item in each.objects if item.is_crowd]
+            crowds = [LABELS[reader.categories.ids.index(item.category_id)] for item in each.objects if item.is_crowd]
+            assert [LABELS[phrase] for phrase in turn.ignored_phrases if phrase is not None] == crowds
             ignored += [each.void] if each.void.any() else []
-            assert len(turn.ignored) == len(ignored)
+            assert len(turn.ignored) == len(turn.ignored_phrases) == len(ignored)
             assert all(
                 np.array_equal(*pair) for pair in zip(decode_masks(turn.ignored, (64, 96)), ignored, strict=True)
             )
             assert sample.image.size == (96, 64)
     assert reader[0].name == "coco2017/annotations/panoptic_val2017.json, image 139"
+    assert reader[1].turns[0].ignored_phrases == (2, None)
     crowd, void = decode_masks(reader[1].turns[0].ignored, (64, 96))
     assert crowd.any() and void[:, :VOID_WIDTH].any() and not void[:, VOID_WIDTH:].any()
 

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from xsam_training.data.samples import Region, Turn, decode_masks, encode_masks, rle_from_annotation, run_lengths
+from xsam_training.data.samples import (
+    Region,
+    Turn,
+    decode_masks,
+    encode_masks,
+    label_map,
+    rle_from_annotation,
+    run_lengths,
+)
 
 SIZE = (4, 5)
 
@@ -53,6 +61,37 @@ def test_run_lengths_go_down_the_columns():
 def test_a_mask_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"mask of size \(4, 5\) for an image of \(height, width\) \(5, 4\)"):
         decode_masks(encode_masks(drawn()[None]), (5, 4))
+
+
+@pytest.mark.parametrize("labels", [(1, 2, 3), (2, 7, 2), (5, 5, 5)])
+def test_a_map_of_labels(labels):
+    painted = np.random.default_rng(0).choice([0, 0, *labels], (13, 40))
+    encoded = encode_masks(np.stack([painted == label for label in labels]))
+    found = label_map(encoded, labels, (13, 40))
+    assert found.dtype == np.int32 and np.array_equal(found, painted)
+    assert np.array_equal(label_map([], [], SIZE), np.zeros(SIZE))
+    assert not label_map(encode_masks(np.zeros((1, *SIZE), dtype=bool)), [3], SIZE).any()
+
+
+def test_only_masks_of_one_label_may_overlap():
+    whole = np.ones(SIZE, dtype=bool)
+    encoded = encode_masks(np.stack([np.zeros(SIZE, dtype=bool), drawn(), whole, drawn()]))
+    assert np.array_equal(label_map(encoded, (4, 2, 2, 2), SIZE), 2 * whole)
+    with pytest.raises(ValueError, match="segments: number 2 and number 3 overlap"):
+        label_map(encoded, (4, 2, 2, 3), SIZE, "segments")
+    with pytest.raises(ValueError, match=r"mask of size \(4, 5\) for an image"):
+        label_map(encoded, (4, 2, 2, 2), (5, 4))
+    with pytest.raises(ValueError, match="they are damaged"):
+        label_map([{"size": [4, 5], "counts": b"929P"}], [1], SIZE)
+
+
+def test_ignored_areas_have_the_phrase_of_their_crowd():
+    crowd, void = encode_masks(random_masks(0, 2, SIZE, 0.5))
+    turn = Turn("generic", labels=("a", "b"), ignored=(crowd, void), ignored_phrases=(1, None))
+    assert turn.ignored_areas == ((crowd, 1), (void, None))
+    assert Turn("generic", ignored=(crowd, void)).ignored_areas == ((crowd, None), (void, None))
+    with pytest.raises(ValueError, match="1 ignored_phrases for 2 ignored areas"):
+        _ = Turn("generic", ignored=(crowd, void), ignored_phrases=(1,)).ignored_areas
 
 
 @pytest.mark.parametrize("text", [False, True])

@@ -12,7 +12,10 @@ from xsam_training.evaluation.answers import Answer, AnsweredSegment
 
 (MASK,) = encode_masks(np.eye(5, 7, dtype=bool)[None])
 ANSWER = Answer(
-    (AnsweredSegment(2, MASK, 0.1 + 0.2), AnsweredSegment(0, MASK)), "a cup", ((0, 1), (2, 5)), "the answer has no <SEG>."
+    (AnsweredSegment(2, MASK, 0.1 + 0.2), AnsweredSegment(0, MASK)),
+    "a cup",
+    ((0, 1), (2, 5)),
+    "the answer has no <SEG>.",
 )
 
 
@@ -26,7 +29,9 @@ def test_masks_are_cocos():
     assert rle == {"size": [5, 7], "counts": MASK["counts"].decode("ascii")}
 
 
-@pytest.mark.parametrize("content", [{}, {"segments": [{}], "text": None, "spans": [], "failure": ""}, {"segments": 3}])
+@pytest.mark.parametrize(
+    "content", [{}, {"segments": [{}], "text": None, "spans": [], "failure": ""}, {"segments": 3}]
+)
 def test_what_is_no_answer(content):
     with pytest.raises(ValueError, match="a stored answer is malformed"):
         Answer.from_json(content)

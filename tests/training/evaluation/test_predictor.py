@@ -179,6 +179,26 @@ def test_a_model_of_stage_1_answers_in_its_categories(universal, processor):
     assert {segment.phrase for segment in answer.segments} <= set(range(5))
 
 
+def test_a_model_of_stage_1_is_asked_for_some_of_its_categories(universal, processor):
+    """In another order, and stuff that is not asked for takes its pixels away all the same."""
+    sample = category_sample(0)
+    turn = replace(sample.turns[0], labels=("square", "circle"), num_things=2, masks=(), mask_phrases=())
+    for subtask in ("semantic", "instance"):
+        options = ResultOptions(subtask=subtask, **UNCERTAIN)
+        whole, some = UniversalPredictor(universal, processor)(
+            replace(sample, turns=(sample.turns[0], turn)), 0, options
+        )
+        expected = {(segment.mask["counts"], segment.score) for segment in whole.segments if segment.phrase == 0}
+        found = {(segment.mask["counts"], segment.score) for segment in some.segments if segment.phrase == 1}
+        assert found == expected
+
+
 def test_a_model_of_stage_1_cannot_be_asked_for_others(universal, processor):
-    with pytest.raises(ValueError, match=r"a model of stage 1 knows the categories circle.* asked for referring"):
+    sample = category_sample(0)
+    stranger = replace(sample.turns[0], labels=("circle", "star"))
+    with pytest.raises(ValueError, match=r"knows the categories circle.*; it cannot be asked for star"):
+        UniversalPredictor(universal, processor)(replace(sample, turns=(stranger,)), 0, ResultOptions())
+    with pytest.raises(
+        ValueError, match=r"a model of stage 1 knows the categories circle.*; it cannot be asked for referring"
+    ):
         UniversalPredictor(universal, processor)(referring_sample(0), 0, ResultOptions())

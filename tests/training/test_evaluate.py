@@ -1,0 +1,232 @@
+"""Whole evaluations: every benchmark, resumed, scored again, on several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pycocotools import mask as coco_mask
+from typer.testing import CliRunner
+
+from dataset_fixtures.benchmarks import write_benchmarks
+from xsam_training import evaluate as evaluation
+from xsam_training.cli import app
+from xsam_training.evaluate import EvaluationSettings, build_predictor, evaluate, fingerprint, load_model
+from xsam_training.evaluation.answers import Answer, AnsweredSegment
+from xsam_training.evaluation.benchmarks import select_benchmarks
+
+ROOT = Path(__file__).resolve().parents[2]
+# METEOR and the tokenizer of captions need Java, see test_grounded_conversation_figures.py.
+WITHOUT_JAVA = "coco,ade20k,refcoco,refcoco+,refcocog,grefcoco,reasonseg,vgd,interactive"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmarks")
+    write_benchmarks(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(root):
+    return EvaluationSettings(str(root / "models/xsam"), max_new_tokens=8, text_encoder="words")
+
+
+@pytest.fixture(scope="module")
+def predictor(settings):
+    return build_predictor(*load_model(settings.model), settings)
+
+
+def figures(results):
+    """As JSON, in which NaN is equal to itself."""
+    return json.dumps({result.name: result.to_json()["figures"] for result in results})
+
+
+def test_all_benchmarks(root, settings, predictor, tmp_path):
+    results = evaluate(select_benchmarks(WITHOUT_JAVA), root, settings, predictor, tmp_path / "predictions")
+    assert len(results) == 3 + 3 + 11 + 6 + 8
+    by_name = {result.name: result for result in results}
+    assert next(iter(by_name["coco-panoptic"].figures)) == "PQ" and by_name["coco-panoptic"].num_samples == 3
+    assert next(iter(by_name["refcoco-val"].figures)) == "cIoU"
+    assert by_name["grefcoco-testA"].figures.keys() >= {"cIoU", "gIoU", "N-acc"}
+    assert by_name["vgd-box"].figures.keys() >= {"AP", "AP50"}
+    assert by_name["reasonseg-val"].num_questions == (
+        by_name["reasonseg-val-short"].num_questions + by_name["reasonseg-val-long"].num_questions
+    )
+    for result in results:
+        assert result.num_questions == len(result.records) > 0 and not result.failures and not result.skipped
+        assert all(0 <= record.quality <= 1 for record in result.records)
+
+
+def oracle(sample, index, options):
+    """What a perfect model would answer."""
+    answers = []
+    for turn in sample.turns:
+        found = list(zip(turn.mask_phrases, turn.masks, strict=True))
+        if options.subtask == "semantic" or turn.task in ("referring", "reasoning", "interactive"):
+            phrases = dict.fromkeys(turn.mask_phrases)
+            found = [(phrase, coco_mask.merge([m for p, m in found if p == phrase])) for phrase in phrases]
+        answers.append(Answer(tuple(AnsweredSegment(phrase, mask, 0.9) for phrase, mask in found)))
+    return answers
+
+
+def test_a_perfect_model_gets_full_marks(root, settings):
+    for result in evaluate(select_benchmarks(WITHOUT_JAVA), root, settings, oracle):
+        known = {name: value for name, value in result.figures.items() if value == value}
+        assert known and all(value == pytest.approx(1.0) for value in known.values()), (result.name, result.figures)
+        assert all(record.quality == pytest.approx(1.0) for record in result.records)
+
+
+def test_every_question_counts_when_nothing_is_given(root, settings):
+    """A random model generates no `<SEG>`: every answer is an empty mask, and is named."""
+    generate = replace(settings, protocol="generate", max_new_tokens=2)
+    predictor = build_predictor(*load_model(settings.model), generate)
+    results = evaluate(select_benchmarks("refcoco-val,coco-instance"), root, generate, predictor)
+    for result in results:
+        assert len(result.failures) == result.num_questions
+        assert "no <SEG>" in result.failures[0]["why"] and result.failures[0]["sample"]
+        assert result.figures[next(iter(result.figures))] == 0.0
+
+
+class Counting:
+    """A predictor that counts, and can break off."""
+
+    def __init__(self, predictor, last=None):
+        self.predictor, self.last, self.calls = predictor, last, 0
+
+    def __call__(self, sample, index, options):
+        if self.last is not None and self.calls == self.last:
+            raise KeyboardInterrupt
+        self.calls += 1
+        return self.predictor(sample, index, options)
+
+
+def test_an_interrupted_run_goes_on(root, settings, predictor, tmp_path):
+    benchmarks = select_benchmarks("coco-panoptic,interactive-point,refcoco-testA")
+    whole = evaluate(benchmarks, root, settings, predictor)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(benchmarks, root, settings, Counting(predictor, last=2), tmp_path / "p")
+    rest = Counting(predictor)
+    resumed = evaluate(benchmarks, root, settings, rest, tmp_path / "p")
+    assert rest.calls == sum(result.num_samples for result in whole) - 2
+    assert figures(resumed) == figures(whole)
+    assert figures(evaluate(benchmarks, root, settings, None, tmp_path / "p")) == figures(whole)
+
+
+def test_a_limit_can_be_raised(root, settings, predictor, tmp_path):
+    benchmarks = select_benchmarks("coco-semantic")
+    (first,) = evaluate(benchmarks, root, replace(settings, limit=1), predictor, tmp_path / "p")
+    assert first.num_samples == 1
+    with pytest.raises(ValueError, match=r"has no prediction for .*; make it with xsam evaluate, or .* --limit"):
+        evaluate(benchmarks, root, settings, None, tmp_path / "p")
+    counting = Counting(predictor)
+    (all_of_them,) = evaluate(benchmarks, root, settings, counting, tmp_path / "p")
+    assert all_of_them.num_samples == 3 and counting.calls == 2
+
+
+@pytest.mark.parametrize("change", [{"template_seed": 3}, {"weights": "0123"}, {"protocol": "generate"}])
+def test_predictions_of_other_settings_are_not_mixed(root, settings, predictor, tmp_path, change):
+    evaluate(select_benchmarks("coco-semantic"), root, replace(settings, limit=1), predictor, tmp_path / "p")
+    (name,) = change
+    with pytest.raises(ValueError, match=f"holds predictions with {name} .*; give another --output"):
+        evaluate(select_benchmarks("coco-semantic"), root, replace(settings, **change), predictor, tmp_path / "p")
+
+
+def test_the_fingerprint_changes_with_the_weights(settings):
+    model, _ = load_model(settings.model)
+    before = fingerprint(model)
+    assert before == fingerprint(load_model(settings.model)[0])
+    model.lm_head.weight.data[0, 0] += 1
+    assert fingerprint(model) != before
+
+
+def test_a_model_of_stage_1(root, settings, tmp_path):
+    from modeling_xsam import XSAMForUniversalSegmentation
+    from tiny_models import tiny_config
+
+    (benchmark,) = select_benchmarks("coco-panoptic")
+    labels = evaluation.build_reader(benchmark.dataset, root, "raise").labels
+    XSAMForUniversalSegmentation(tiny_config(id2label=dict(enumerate(labels)))).save_pretrained(tmp_path)
+    load_model(settings.model)[1].save_pretrained(tmp_path)
+    model, processor = load_model(str(tmp_path))
+    assert type(model) is XSAMForUniversalSegmentation
+    results = evaluate(select_benchmarks("coco"), root, settings, build_predictor(model, processor, settings))
+    assert [result.num_questions for result in results] == [3, 3, 3]
+    with pytest.raises(ValueError, match="a model of stage 1 has no prompts"):
+        build_predictor(model, processor, replace(settings, protocol="generate"))
+
+
+def command(root, *arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_command_line(root, tmp_path):
+    output = tmp_path / "results.json"
+    printed = command(
+        root, "evaluate", root / "models/xsam", "--benchmark", "coco-panoptic,refcoco-testA", "--data", root,
+        "--output", output, "--samples", "--cases", 2,
+    )  # fmt: skip
+    assert "coco-panoptic" in printed and "cIoU" in printed and "index.html" in printed
+    content = json.loads(output.read_text())
+    assert content["settings"]["protocol"] == "xsam" and content["versions"]["pycocotools"]
+    assert content["benchmarks"]["refcoco-testA"]["failures"] == []
+    lines = [json.loads(line) for line in (tmp_path / "results/samples.jsonl").read_text().splitlines()]
+    assert len(lines) == sum(each["num_questions"] for each in content["benchmarks"].values())
+    assert {"benchmark", "name", "question", "quality", "failure", "measurement"} <= lines[0].keys()
+    page = (tmp_path / "results/index.html").read_text()
+    for picture in (tmp_path / "results/pictures").iterdir():
+        assert f"pictures/{picture.name}" in page
+    assert len(list((tmp_path / "results/pictures").iterdir())) == 3 + 4
+    before = content["benchmarks"]["coco-panoptic"]["figures"]
+    output.unlink()
+    command(root, "score", output, "--data", root)
+    assert json.loads(output.read_text())["benchmarks"]["coco-panoptic"]["figures"] == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmark", "cooc"], "'cooc' is unknown"),
+        (["--benchmark", "coco", "--limit", "0"], "--limit 0"),
+        (["--benchmark", "coco", "--output", "results.txt"], "give a .json file"),
+        (["--benchmark", "coco", "--samples"], "--samples needs --output"),
+    ],
+)
+def test_bad_arguments(root, arguments, message):
+    result = CliRunner().invoke(app, ["evaluate", str(root / "models/xsam"), "--data", str(root), *arguments])
+    assert result.exit_code == 2 and message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_scoring_needs_predictions(root, tmp_path):
+    result = CliRunner().invoke(app, ["score", str(tmp_path / "results.json"), "--data", str(root)])
+    assert result.exit_code == 2 and "holds no predictions" in " ".join(result.output.replace("│", " ").split())
+
+
+def test_three_processes_give_the_figures_of_one(root, settings, predictor, tmp_path):
+    """On data sets whose sizes are no multiples of three, to the last digit."""
+    names = "coco,refcoco-val,grefcoco-testA,vgd-box,reasonseg-test,interactive-mask"
+    alone = evaluate(select_benchmarks(names), root, settings, predictor)
+    output = tmp_path / "results.json"
+    subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3",
+            "-m", "xsam_training.cli", "evaluate", settings.model, "--benchmark", names, "--data", str(root),
+            "--output", str(output), "--max-new-tokens", "8", "--text-encoder", "words", "--cases", "1",
+        ],
+        check=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    content = json.loads(output.read_text())
+    assert content["processes"] == 3
+    assert json.dumps({name: each["figures"] for name, each in content["benchmarks"].items()}) == figures(alone)
+    assert [each["num_questions"] for each in content["benchmarks"].values()] == [r.num_questions for r in alone]
+    parts = {file.name for file in (tmp_path / "results/predictions").glob("*/part-*.jsonl")}
+    assert parts == {"part-00000.jsonl", "part-00001.jsonl", "part-00002.jsonl"}
