@@ -40,6 +40,7 @@ from .evaluation.report import write_page, write_samples
 from .evaluation.results import BenchmarkResult, QuestionRecord
 from .evaluation.store import PredictionStore
 
+ADAPTER_CONFIG = "adapter_config.json"
 # Those that are not installed were not used.
 PACKAGES = ("xsam", "transformers", "torch", "accelerate", "pycocotools", "pycocoevalcap", "numpy", "pillow")
 
@@ -91,15 +92,25 @@ def load_model(model: str, dtype: str = "auto", device: str | None = None) -> tu
     A checkpoint of any stage, in evaluation mode, and its processor.
 
     Args:
-        model: folder or Hub id.
+        model: folder or Hub id; a folder of adapters is merged into its base.
         dtype: name of a torch dtype, or "auto".
         device: by default that of this process.
     """
+    if (Path(model) / ADAPTER_CONFIG).is_file():
+        base = json.loads((Path(model) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        from peft import PeftModel  # of the extra "train", which evaluation of whole checkpoints does without
+
+        loaded = PeftModel.from_pretrained(_load_whole(base, dtype), model).merge_and_unload()
+    else:
+        loaded = _load_whole(model, dtype)
+    return loaded.eval().to(device or process_state().device), AutoProcessor.from_pretrained(model)
+
+
+def _load_whole(model: str, dtype: str) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(model)
     universal = "XSAMForUniversalSegmentation" in (config.architectures or [])
     model_class = XSAMForUniversalSegmentation if universal else XSAMForSegmentation
-    loaded = model_class.from_pretrained(model, dtype=dtype).eval()
-    return loaded.to(device or process_state().device), AutoProcessor.from_pretrained(model)
+    return model_class.from_pretrained(model, dtype=dtype)
 
 
 def build_predictor(

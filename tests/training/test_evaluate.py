@@ -10,11 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from peft import get_peft_model
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from dataset_fixtures.benchmarks import write_benchmarks
 from xsam_training import evaluate as evaluation
+from xsam_training.adapters import lora_config
 from xsam_training.cli import app
 from xsam_training.evaluate import EvaluationSettings, build_predictor, evaluate, fingerprint, load_model
 from xsam_training.evaluation.answers import Answer, AnsweredSegment
@@ -68,8 +71,10 @@ def oracle(sample, index, options):
     answers = []
     for turn in sample.turns:
         found = list(zip(turn.mask_phrases, turn.masks, strict=True))
+        if options.subtask == "semantic":
+            found += [(phrase, mask) for mask, phrase in turn.ignored_areas if phrase is not None]
         if options.subtask == "semantic" or turn.task in ("referring", "reasoning", "interactive"):
-            phrases = dict.fromkeys(turn.mask_phrases)
+            phrases = dict.fromkeys(phrase for phrase, _ in found)
             found = [(phrase, coco_mask.merge([m for p, m in found if p == phrase])) for phrase in phrases]
         answers.append(Answer(tuple(AnsweredSegment(phrase, mask, 0.9) for phrase, mask in found)))
     return answers
@@ -159,6 +164,23 @@ def test_a_model_of_stage_1(root, settings, tmp_path):
     assert [result.num_questions for result in results] == [3, 3, 3]
     with pytest.raises(ValueError, match="a model of stage 1 has no prompts"):
         build_predictor(model, processor, replace(settings, protocol="generate"))
+
+
+def test_adapters_are_merged_into_their_base(settings, tmp_path):
+    base, processor = load_model(settings.model)
+    adapted = get_peft_model(base, lora_config(base, rank=2, alpha=64))
+    torch.manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_()
+    adapted.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded, _ = load_model(str(tmp_path))
+    assert type(loaded).__name__ == "XSAMForSegmentation" and not loaded.training
+    merged = adapted.merge_and_unload().state_dict()
+    assert loaded.state_dict().keys() == merged.keys()
+    assert all(torch.equal(value, merged[name]) for name, value in loaded.state_dict().items())
+    assert fingerprint(loaded) != fingerprint(load_model(settings.model)[0])
 
 
 def command(root, *arguments):

@@ -40,6 +40,8 @@ from .answers import Answer, AnsweredSegment
 
 Protocol = Literal["xsam", "generate"]
 PROTOCOLS: tuple[Protocol, ...] = ("xsam", "generate")
+# Figures do not depend on chance, whatever a checkpoint's own generation settings are.
+GREEDY = {"do_sample": False, "num_beams": 1}
 # Asks all turns of a sample; the number is the sample's in its data set.
 Predictor = Callable[[AnnotatedSample, int, ResultOptions], list[Answer]]
 
@@ -105,7 +107,12 @@ class XSAMPredictor:
         return Sample(task=turn.task, image=image, prefill_answer=prefill, **asked)
 
     def _run(self, samples: Sequence[Sample]) -> list[SampleOutput]:
-        return self._pipeline.run(samples, max_new_tokens=self.max_new_tokens, prompts_at_once=self.questions_at_once)
+        return self._pipeline.run(
+            samples,
+            max_new_tokens=self.max_new_tokens,
+            prompts_at_once=self.questions_at_once,
+            generate_kwargs=GREEDY,
+        )
 
     def _categories(self, sample: Sample, options: ResultOptions) -> Answer:
         outputs = self._run(self._pipeline.passes(sample))
