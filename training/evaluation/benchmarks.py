@@ -19,6 +19,7 @@ from processing_xsam.results_xsam import ResultOptions
 from ..data.reader import CategoryReader, SampleReader
 from ..data.samples import AnnotatedSample, RegionKind, Turn
 from .average_precision import AveragePrecision
+from .chat_accuracy import ChatAccuracy
 from .grounded_conversation import GroundedConversation
 from .mean_iou import MeanIoU
 from .metric import Metric
@@ -64,6 +65,7 @@ METRICS: dict[str, MetricKind] = {
     "grounded-conversation": MetricKind(
         lambda reader, text_encoder: GroundedConversation(text_similarity(text_encoder))
     ),
+    "chat-accuracy": MetricKind(lambda reader, text_encoder: ChatAccuracy()),
 }
 
 
