@@ -76,7 +76,8 @@ def oracle(sample, index, options):
         if options.subtask == "semantic" or turn.task in ("referring", "reasoning", "interactive"):
             phrases = dict.fromkeys(phrase for phrase, _ in found)
             found = [(phrase, coco_mask.merge([m for p, m in found if p == phrase])) for phrase in phrases]
-        answers.append(Answer(tuple(AnsweredSegment(phrase, mask, 0.9) for phrase, mask in found)))
+        segments = tuple(AnsweredSegment(phrase, mask, 0.9) for phrase, mask in found)
+        answers.append(Answer(segments, turn.answer, turn.spans))
     return answers
 
 

@@ -47,10 +47,14 @@ class Case:
 
 
 def extremes(records: Sequence[Ranked], count: int) -> tuple[list[int], list[int]]:
-    """Places of the `count` worst records, the worst first, and of the best of the others, the best first."""
+    """
+    Places of the `count` worst records, the worst first, and of as many of the best, the best first. Of fewer than two
+    times `count` records each is one or the other.
+    """
     order = sorted(range(len(records)), key=lambda place: records[place].quality)
-    worst = order[:count]
-    return worst, order[count:][-count:][::-1] if count else []
+    num_worst = min(count, (len(order) + 1) // 2)
+    num_best = min(count, len(order) - num_worst)
+    return order[:num_worst], order[::-1][:num_best]
 
 
 def draw_case(turn: Turn, answer: Answer, sample: AnnotatedSample, quality: float) -> Case:
