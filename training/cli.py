@@ -8,9 +8,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from xsam_training.probes.commands import app as probe_app
+
 app = typer.Typer(
-    help="X-SAM: segment images, train, convert checkpoints.", no_args_is_help=True, add_completion=False
+    help="X-SAM: segment images, train, evaluate, convert checkpoints.", no_args_is_help=True, add_completion=False
 )
+app.add_typer(probe_app, name="probe")
 
 
 @app.command()

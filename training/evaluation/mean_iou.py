@@ -18,7 +18,7 @@ import numpy as np
 
 from ..data.samples import Turn, label_map
 from .answers import Answer
-from .metric import Metric, mean
+from .metric import CategoryMetric, mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +57,14 @@ class LabelIoU:
     annotated: int
 
 
-class MeanIoU(Metric[MeanIoUMeasurement]):
+class MeanIoU(CategoryMetric[MeanIoUMeasurement]):
     """
     Figures: mIoU, mIoU things and mIoU stuff, the means over the classes that are annotated anywhere; fwIoU, their mean
     weighted by annotated pixels; mACC, the mean share of a class's pixels that is right; pACC, the share of all pixels.
 
     Masks of one phrase are united, so that panoptic annotations and answers serve as well. Pixels that are ignored or have
     no class are left out.
-
-    Args:
-        labels: classes, the `labels` of every turn.
-        num_things: how many of them, from the first, are things.
     """
-
-    def __init__(self, labels: Sequence[str], num_things: int) -> None:
-        self.labels = tuple(labels)
-        self.num_things = num_things
 
     def measure(self, turn: Turn, answer: Answer, image_size: tuple[int, int]) -> MeanIoUMeasurement:
         """
@@ -80,8 +72,7 @@ class MeanIoU(Metric[MeanIoUMeasurement]):
             ValueError: if the turn asks for other labels, a mask has another size than the image or is damaged, or masks
                 of different phrases overlap.
         """
-        if turn.labels != self.labels:
-            raise ValueError(f"the turn's {len(turn.labels)} labels are not the {len(self.labels)} of the metric")
+        self.check(turn)
         crowds = [(mask, phrase) for mask, phrase in turn.ignored_areas if phrase is not None]
         void = [mask for mask, phrase in turn.ignored_areas if phrase is None]
         annotated = label_map(

@@ -45,6 +45,28 @@ class Metric(ABC, Generic[Measurement]):
         """How good a single answer is, 0 to 1, to find the worst and the best ones."""
 
 
+class CategoryMetric(Metric[Measurement]):
+    """
+    Figures of data sets that ask the same list of categories about every image.
+
+    Args:
+        labels: categories, the `labels` of every turn.
+        num_things: how many of them, from the first, are things.
+    """
+
+    def __init__(self, labels: Sequence[str], num_things: int) -> None:
+        self.labels = tuple(labels)
+        self.num_things = num_things
+
+    def check(self, turn: Turn) -> None:
+        """
+        Raises:
+            ValueError: if a turn asks for other categories.
+        """
+        if turn.labels != self.labels:
+            raise ValueError(f"the turn's {len(turn.labels)} labels are not the {len(self.labels)} of the metric")
+
+
 def mean(values: Iterable[float]) -> float:
     """The mean, rounded once, whatever the order of the values; NaN if there are none."""
     listed = list(values)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..data.samples import Turn, label_map
 from .answers import Answer
-from .metric import Metric, mean
+from .metric import CategoryMetric, mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +79,12 @@ class _Overlaps:
     crowd: np.ndarray
 
 
-class PanopticQuality(Metric[PanopticMeasurement]):
+class PanopticQuality(CategoryMetric[PanopticMeasurement]):
     """
     Figures: PQ, SQ and RQ of all categories, of things and of stuff, each the mean over the categories that occur.
 
     Segments of an answer must not overlap; one without a pixel is none.
-
-    Args:
-        labels: categories, the `labels` of every turn.
-        num_things: how many of them, from the first, are things.
     """
-
-    def __init__(self, labels: Sequence[str], num_things: int) -> None:
-        self.labels = tuple(labels)
-        self.num_things = num_things
 
     def measure(self, turn: Turn, answer: Answer, image_size: tuple[int, int]) -> PanopticMeasurement:
         """
@@ -100,8 +92,7 @@ class PanopticQuality(Metric[PanopticMeasurement]):
             ValueError: if the turn asks for other labels, a mask has another size than the image or is damaged, or segments
                 overlap.
         """
-        if turn.labels != self.labels:
-            raise ValueError(f"the turn's {len(turn.labels)} labels are not the {len(self.labels)} of the metric")
+        self.check(turn)
         overlaps = _overlaps(turn, answer, image_size)
         targets = np.asarray(turn.mask_phrases, dtype=np.int64)
         guesses = np.asarray([segment.phrase for segment in answer.segments], dtype=np.int64)
