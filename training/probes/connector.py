@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from ..evaluation.panoptic_quality import PanopticQuality
 from ..evaluation.predictor import Predictor, UniversalPredictor, XSAMPredictor
 from ..pictures import answered_segments
 from .checks import check_counts
+from .matching import picture_title, short_name
 from .report import ProbeReport
 
 MEANING = (
@@ -43,7 +43,6 @@ PANOPTIC = ResultOptions(subtask="panoptic", threshold=0.0)
 SEMANTIC = ResultOptions(subtask="semantic")
 # Questions that are shown, each in two pictures.
 NUM_SHOWN = 4
-NAME_LENGTH = 24
 
 
 @dataclass(frozen=True)
@@ -215,10 +214,10 @@ def _figures(tallies: Sequence[_Tally], cases: Sequence[dict[str, Any]]) -> dict
 
 
 def _drawn(sample: AnnotatedSample, whole: _Answers, single: _Answers) -> list[tuple[str, Image.Image]]:
-    name = shorten(sample.name, NAME_LENGTH, placeholder=" ...")
+    name = short_name(sample)
     return [
         (
-            f"{name}: {title}",
+            picture_title(name, title),
             visualize(sample.image, answered_segments(sample.turns[0], answers.panoptic, sample.image)),
         )
         for title, answers in (("all scales", whole), ("single scale", single))

@@ -115,6 +115,11 @@ def picture_title(text: str, end: str) -> str:
     return f"{shorten(text, TITLE_LENGTH - len(end) - 2, placeholder=' ...')}: {end}"
 
 
+def short_name(sample: AnnotatedSample) -> str:
+    """The record that a sample is, without its file: "image 139"."""
+    return sample.name.rsplit(", ", 1)[-1]
+
+
 def share(count: float, total: float) -> float:
     """`count / total`; NaN if there is nothing to have a share of."""
     return count / total if total else float("nan")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from processing_xsam.visualization_xsam import visualize
 from ..data.samples import AnnotatedSample, decode_masks
 from ..pictures import phrase_name
 from .checks import check_counts, check_has_language_model
+from .matching import picture_title, short_name
 from .report import ProbeReport
 
 MEANING = (
@@ -37,7 +37,6 @@ MEANING = (
 Box = tuple[int, int, int, int]
 # Images that are shown, each in two pictures.
 NUM_SHOWN = 4
-NAME_LENGTH = 20
 BOX_COLOR = (255, 0, 0)
 
 
@@ -124,9 +123,9 @@ def probe_visual_query(
         cases += [{"sample": sample.name, **_case(each)} for each in found]
         pairs += [_pair(first, second) for first, second in combinations(found, 2)]
         if len(found) > 1 and len(pictures) < 2 * NUM_SHOWN:
-            name = shorten(sample.name, NAME_LENGTH, placeholder=" ...")
-            pictures.append((f"{name}: a box", _drawn(sample.image, found[0])))
-            pictures.append((f"{name}: the box moved", _drawn(sample.image, found[1])))
+            name = short_name(sample)
+            pictures.append((picture_title(name, "a box"), _drawn(sample.image, found[0])))
+            pictures.append((picture_title(name, "the box moved"), _drawn(sample.image, found[1])))
     settings = {
         "images": num_images,
         "things": len(cases),
