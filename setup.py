@@ -24,6 +24,7 @@ setup(
         "processing_xsam",
         "xsam_training",
         "xsam_training.data",
+        "xsam_training.data.shape_world",
         "xsam_training.evaluation",
         "xsam_training.probes",
     ],

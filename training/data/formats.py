@@ -23,6 +23,7 @@ from .llava import LlavaReader
 from .reader import OnError, SampleReader
 from .reasoning import ReasonSegReader
 from .referring import RefCocoReader
+from .shape_world.reader import ShapeWorldCategoryReader, ShapeWorldReader
 
 FORMATS: dict[str, type[SampleReader]] = {
     "ade20k-semantic": Ade20kSemanticReader,
@@ -39,6 +40,8 @@ FORMATS: dict[str, type[SampleReader]] = {
     "reason-seg": ReasonSegReader,
     "refcoco": RefCocoReader,
     "refcocog-gcg": RefCocoGcgReader,
+    "shape-world": ShapeWorldReader,
+    "shape-world-categories": ShapeWorldCategoryReader,
 }
 
 

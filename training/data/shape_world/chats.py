@@ -1,0 +1,85 @@
+"""Conversations about a scene in words: whether something is there, how many, and of which colour."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import product
+
+from ..samples import Turn
+from .expressions import Description
+from .families import draw_unique
+from .scene import Thing
+from .vocabulary import NUMBERS, Combination, Vocabulary, plural, sentence, with_article
+
+FEWEST_TURNS, MOST_TURNS = 3, 4
+TRIES = 12
+
+Things = Sequence[Thing]
+
+
+def draw_chat(families: Sequence[str], things: Things, vocabulary: Vocabulary, rng: random.Random) -> list[Turn]:
+    """
+    A conversation of three or four questions, each of a drawn family; fewer if the scene gives no others.
+
+    Args:
+        families: names of `CHAT_FAMILIES`.
+        vocabulary: only its combinations are named.
+    """
+    turns: dict[str, Turn] = {}
+    count = rng.randint(FEWEST_TURNS, MOST_TURNS)
+    for _ in range(TRIES):
+        turn = CHAT_FAMILIES[rng.choice(families)](things, vocabulary, rng)
+        if turn is not None and len(turns) < count:
+            turns.setdefault(turn.text, turn)
+    return list(turns.values())
+
+
+def _existence(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn | None:
+    """Yes and no are equally likely; what is absent has a colour and a kind that are there, if possible."""
+    present = sorted({thing.combination for thing in things})
+    absent = _mixed(things, vocabulary) or [each for each in vocabulary.combinations if each not in present]
+    answer, candidates = rng.choice([("Yes.", present), ("No.", absent)])
+    if not candidates:
+        return None
+    return Turn("chat", text=f"Is there {with_article(rng.choice(candidates).name)}?", answer=answer)
+
+
+def _count(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn | None:
+    """The numbers that something is there of are equally likely."""
+    descriptions = [
+        Description(),
+        *(Description(kind) for kind in vocabulary.kinds),
+        *(Description(None, color) for color in vocabulary.colors),
+        *(Description(each.kind, each.color) for each in _mixed(things, vocabulary)),
+        *(Description(thing.kind, thing.color) for thing in things),
+    ]
+    by_number = defaultdict(list)
+    for description in descriptions:
+        by_number[len(description.matches(things).certain)].append(description)
+    number = rng.choice(sorted(by_number))
+    noun = plural(rng.choice(by_number[number]).noun)
+    return Turn("chat", text=f"How many {noun} are there?", answer=sentence(NUMBERS[number]))
+
+
+def _color(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn | None:
+    description = draw_unique(things, rng)
+    if description is None:
+        return None
+    thing = things[description.matches(things).target]
+    return Turn("chat", text=f"What colour is {description.text}?", answer=sentence(thing.color))
+
+
+CHAT_FAMILIES: dict[str, Callable[[Things, Vocabulary, random.Random], Turn | None]] = {
+    "existence": _existence,
+    "count": _count,
+    "color": _color,
+}
+
+
+def _mixed(things: Things, vocabulary: Vocabulary) -> list[Combination]:
+    """Absent combinations of a colour and a kind that are there, each with another thing."""
+    present = {thing.combination for thing in things}
+    mixed = {Combination(one.color, other.kind) for one, other in product(things, things)}
+    return sorted(each for each in mixed - present if vocabulary.allows(each.color, each.kind))
