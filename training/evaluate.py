@@ -223,13 +223,15 @@ def _evaluate_one(
     if not state.is_main_process:
         return None
     gathered.sort(key=lambda record: (record.sample, record.turn))
+    measurements = [record.measurement for record in gathered]
     worst, best = extremes(gathered, num_cases)
     # What the other processes have stored is not known to the store that was opened before.
     drawn = _draw(prepared, PredictionStore(folder, state.process_index), [gathered[i] for i in (*worst, *best)])
     return BenchmarkResult(
         name=benchmark.name,
         metric=benchmark.metric,
-        figures=metric.figures([record.measurement for record in gathered]),
+        figures=metric.figures(measurements),
+        by_label=metric.main_by_label(measurements),
         num_samples=count,
         num_questions=len(gathered),
         not_asked=not_asked,

@@ -83,6 +83,7 @@ def oracle(sample, index, options):
 
 def test_a_perfect_model_gets_full_marks(root, settings):
     for result in evaluate(select_benchmarks(WITHOUT_JAVA), root, settings, oracle):
+        assert all(value == pytest.approx(1.0) for value in result.by_label.values() if value == value)
         known = {name: value for name, value in result.figures.items() if value == value}
         assert known and all(value == pytest.approx(1.0) for value in known.values()), (result.name, result.figures)
         assert all(record.quality == pytest.approx(1.0) for record in result.records)

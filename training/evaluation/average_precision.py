@@ -119,7 +119,7 @@ class AveragePrecision(Metric[PrecisionMeasurement]):
             evaluation.evaluate()
         return _measurement([turn.labels[phrase] for phrase in phrases], evaluation.evalImgs)
 
-    def by_label(self, measurements: Sequence[PrecisionMeasurement]) -> dict[str, float]:
+    def main_by_label(self, measurements: Sequence[PrecisionMeasurement]) -> dict[str, float]:
         """AP of each category by name, in order of the alphabet; NaN if it is predicted, but nowhere annotated."""
         categories = _by_label(measurements)
         with redirect_stdout(io.StringIO()):

@@ -105,6 +105,9 @@ class MeanIoU(CategoryMetric[MeanIoUMeasurement]):
         """The classes that are annotated anywhere, by name, in order of the labels."""
         return {self.labels[label]: each for label, each in _by_index(measurements).items()}
 
+    def main_by_label(self, measurements: Sequence[MeanIoUMeasurement]) -> dict[str, float]:
+        return {name: each.iou for name, each in self.by_label(measurements).items()}
+
     def figures(self, measurements: Sequence[MeanIoUMeasurement]) -> dict[str, float]:
         labels = _by_index(measurements)
         pixels = sum(each.annotated for each in labels.values())

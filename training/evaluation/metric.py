@@ -40,6 +40,10 @@ class Metric(ABC, Generic[Measurement]):
             measurements: of all questions, in the order of the data set.
         """
 
+    def main_by_label(self, measurements: Sequence[Measurement]) -> dict[str, float]:
+        """The main figure of each category, where there are categories; NaN for one that the data cannot give."""
+        return {}
+
     @abstractmethod
     def quality(self, measurement: Measurement) -> float:
         """How good a single answer is, 0 to 1, to find the worst and the best ones."""

@@ -123,6 +123,9 @@ class PanopticQuality(CategoryMetric[PanopticMeasurement]):
         """The categories that occur, by name, in order of the labels."""
         return {self.labels[label]: quality for label, quality in self._qualities(measurements).items()}
 
+    def main_by_label(self, measurements: Sequence[PanopticMeasurement]) -> dict[str, float]:
+        return {name: each.pq for name, each in self.by_label(measurements).items()}
+
     def figures(self, measurements: Sequence[PanopticMeasurement]) -> dict[str, float]:
         qualities = self._qualities(measurements)
         things = [quality for label, quality in qualities.items() if label < self.num_things]

@@ -38,6 +38,7 @@ class BenchmarkResult:
         name: of the benchmark.
         metric: name of its metric.
         figures: the main one first.
+        by_label: the main figure of each category, where there are categories.
         num_samples: samples that were asked.
         num_questions: questions that figures are made of.
         not_asked: how many questions the benchmark's kind of visual prompt cannot ask.
@@ -50,6 +51,7 @@ class BenchmarkResult:
     name: str
     metric: str
     figures: dict[str, float]
+    by_label: dict[str, float]
     num_samples: int
     num_questions: int
     not_asked: int
@@ -72,7 +74,8 @@ class BenchmarkResult:
         """All but single questions; figures that the data cannot give are null."""
         return {
             "metric": self.metric,
-            "figures": {name: None if value != value else value for name, value in self.figures.items()},
+            "figures": _for_json(self.figures),
+            "by_label": _for_json(self.by_label),
             "num_samples": self.num_samples,
             "num_questions": self.num_questions,
             "not_asked": self.not_asked,
@@ -80,3 +83,7 @@ class BenchmarkResult:
             "seconds": round(self.seconds, 3),
             "failures": self.failures,
         }
+
+
+def _for_json(figures: dict[str, float]) -> dict[str, float | None]:
+    return {name: None if value != value else value for name, value in figures.items()}

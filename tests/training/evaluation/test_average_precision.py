@@ -58,14 +58,14 @@ def test_thresholds_and_sizes():
     assert list(figures) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
     assert [figures[name] for name in ("AP", "AP50", "AP75", "APm", "AR100")] == pytest.approx([0.7, 1, 1, 0.7, 0.7])
     assert math.isnan(figures["APs"]) and math.isnan(figures["APl"])
-    assert METRIC.by_label([measured]) == {"cup": pytest.approx(0.7)}
+    assert METRIC.main_by_label([measured]) == {"cup": pytest.approx(0.7)}
 
 
 def test_categories_are_names():
     cups = measure(turn((0, box(0, 0, 9, 9)), labels=("cup",)), answer((0, box(0, 0, 9, 9), 0.8)))
     dogs = measure(turn((0, box(0, 0, 9, 9)), labels=("dog", "cup")), answer((1, box(0, 0, 9, 9), 0.9)))
     # The wrong cup of the second image comes before the right one of the first: precision 1/2 at all recalls.
-    assert METRIC.by_label([cups, dogs]) == {"cup": pytest.approx(0.5), "dog": 0.0}
+    assert METRIC.main_by_label([cups, dogs]) == {"cup": pytest.approx(0.5), "dog": 0.0}
     assert METRIC.figures([cups, dogs])["AP"] == pytest.approx(0.25)
 
 
@@ -73,7 +73,7 @@ def test_crowds_excuse_detections_of_their_category_and_void_does_not():
     found = (CUP, box(0, 0, 20, 20), 0.5)
     crowd, inside = box(40, 0, 100, 60), box(50, 10, 70, 30)
     asked = [turn((CUP, box(0, 0, 20, 20)), crowds=((phrase, crowd),)) for phrase in (CUP, DOG, None)]
-    precisions = [METRIC.by_label([measure(each, answer((CUP, inside, 0.9), found))])["cup"] for each in asked]
+    precisions = [METRIC.main_by_label([measure(each, answer((CUP, inside, 0.9), found))])["cup"] for each in asked]
     assert precisions == pytest.approx([1, 0.5, 0.5])
     only_crowd = measure(turn(crowds=((CUP, crowd),)), answer((CUP, inside, 0.9)))
     assert only_crowd.annotated[0] == (0,) and math.isnan(METRIC.figures([only_crowd])["AP"])
@@ -86,7 +86,7 @@ def test_nothing_to_find_and_nothing_found():
         assert all(math.isnan(value) for value in METRIC.figures(measured).values())
     missed = METRIC.figures([nothing, measure(turn((DOG, box(0, 0, 9, 9))), Answer())])
     assert missed["AP"] == missed["AP50"] == missed["APs"] == missed["AR100"] == 0.0 and math.isnan(missed["APl"])
-    assert math.isnan(METRIC.by_label([measure(turn(), answer((DOG, box(0, 0, 9, 9), 0.9)))])["dog"])
+    assert math.isnan(METRIC.main_by_label([measure(turn(), answer((DOG, box(0, 0, 9, 9), 0.9)))])["dog"])
 
 
 def test_a_segment_without_a_pixel_is_a_false_positive():
@@ -190,7 +190,7 @@ def test_joined_images_give_exactly_what_one_evaluation_gives():
     figures = METRIC.figures(measured)
     assert figures == {name: joint.stats[place] for name, place in STATS.items()}
     assert 0.05 < figures["AP"] < 0.95 and min(figures.values()) > 0
-    by_label = METRIC.by_label(measured)
+    by_label = METRIC.main_by_label(measured)
     assert list(by_label.values()) == [
         joint.eval["precision"][:, :, place, 0, -1].mean() for place in range(len(by_label))
     ]
@@ -212,5 +212,5 @@ def test_a_measurement_is_small_and_silent(capsys):
     measured = measure(turn(*((phrase, mask) for phrase, mask, _ in segments), labels=labels), answer(*segments))
     assert len(pickle.dumps(measured)) < 6000
     assert METRIC.figures([measured])["AP50"] == pytest.approx(METRIC.quality(measured))
-    assert len(METRIC.by_label([measured])) == 80
+    assert len(METRIC.main_by_label([measured])) == 80
     assert capsys.readouterr() == ("", "")

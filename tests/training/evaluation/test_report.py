@@ -36,6 +36,7 @@ RESULT = BenchmarkResult(
     name="refcoco-val",
     metric="referring-iou",
     figures={"cIoU": 0.123456, "gIoU": math.nan},
+    by_label={"cup": math.nan, "dog": 0.5},
     num_samples=4,
     num_questions=4,
     not_asked=2,
@@ -62,6 +63,7 @@ def test_table():
 def test_json_names_every_failure():
     content = json.loads(json.dumps(RESULT.to_json(), allow_nan=False))
     assert content["figures"] == {"cIoU": 0.123456, "gIoU": None}
+    assert content["by_label"] == {"cup": None, "dog": 0.5}
     assert content["failures"] == [
         {"sample": "image 1", "question": "a <b>cup</b>", "why": "the answer has no <SEG>."},
         {"sample": "image 3", "question": "a <b>cup</b>", "why": "<p> at position 12"},
