@@ -63,14 +63,16 @@ def merge_passes(outputs: Sequence[SampleOutput], sample: Sample) -> SampleOutpu
     segs = [seg for output in outputs for seg in output.segs]
     if not segs:
         return replace(outputs[0], sample=replace(outputs[0].sample, labels=sample.labels))
-    num_classes = sum(seg.class_logits.shape[1] - 1 for seg in segs)
+    num_classes = len(list_labels(sample.labels))
     blocks, first = [], 0
-    for seg in segs:
-        count = seg.class_logits.shape[1] - 1
-        block = seg.class_logits.new_full((len(seg.class_logits), num_classes + 1), -torch.inf)
-        block[:, first : first + count] = seg.class_logits[:, :-1]
-        block[:, -1] = seg.class_logits[:, -1]
-        blocks.append(block)
+    for output in outputs:
+        # A pass whose generated answer lacks a <SEG> keeps the place of its categories.
+        count = len(list_labels(output.sample.labels))
+        for seg in output.segs:
+            block = seg.class_logits.new_full((len(seg.class_logits), num_classes + 1), -torch.inf)
+            block[:, first : first + count] = seg.class_logits[:, :-1]
+            block[:, -1] = seg.class_logits[:, -1]
+            blocks.append(block)
         first += count
     merged = SegOutput(torch.cat(blocks), torch.cat([seg.mask_logits for seg in segs]), phrase_spans=[])
     return replace(outputs[0], sample=replace(outputs[0].sample, labels=sample.labels), segs=[merged])

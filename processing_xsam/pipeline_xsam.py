@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -231,8 +231,10 @@ class AnySegmentationPipeline(Pipeline):
         requests = model_inputs["request"]
         batched = isinstance(requests, list)
         requests = requests if batched else [requests]
-        answers = iter(self.run([sample for request in requests for sample in request.samples], **arguments))
+        answers = self.run([sample for request in requests for sample in request.samples], **arguments)
         results = [[next(answers) for _ in request.samples] for request in requests]
+        # The last step of a generator comes after its last output.
+        next(answers, None)
         finishes = [request.finish for request in requests]
         if not batched:
             results, finishes = results[0], finishes[0]
@@ -247,23 +249,23 @@ class AnySegmentationPipeline(Pipeline):
         streamer: Any = None,
         generate_kwargs: dict[str, Any] | None = None,
         prompts_at_once: int = 8,
-    ) -> list[SampleOutput]:
+    ) -> Iterator[SampleOutput]:
         """
-        What the network says about samples, before anything is made of it. An image that samples share is encoded once, as
-        long as they follow each other.
+        What the network says about samples, before anything is made of it, in order. An image that samples share is encoded
+        once, as long as they follow each other. Outputs are made while they are taken, `prompts_at_once` at a time.
 
         Args:
             samples: with loaded images; categories as `passes` splits them.
             image_features, max_new_tokens, streamer, generate_kwargs, prompts_at_once: see `__call__`.
 
-        Returns:
+        Yields:
             An output for each sample.
         """
         inputs = self._encode(samples)
         if image_features is not None:
             image_features = _features_of(image_features, samples, inputs)
-        outputs: list[SampleOutput] = []
         encoded = None
+        was_generated = False
         for start in range(0, len(samples), prompts_at_once):
             rows = slice(start, start + prompts_at_once)
             chunk = self._rows(inputs, rows)
@@ -276,11 +278,12 @@ class AnySegmentationPipeline(Pipeline):
                 **{"max_new_tokens": max_new_tokens, **(generate_kwargs or {})},
             )
             regions = self._regions_per_sample(chunk)
-            outputs += split_outputs(segmented, samples[rows], regions, self.processor.high_res_size)
-        if streamer is not None and all(len(output.token_ids) == output.prompt_length for output in outputs):
-            # Nothing was generated: whoever waits for text has to learn that none comes.
+            outputs = split_outputs(segmented, samples[rows], regions, self.processor.high_res_size)
+            was_generated |= any(len(output.token_ids) > output.prompt_length for output in outputs)
+            yield from outputs
+        if streamer is not None and not was_generated:
+            # Whoever waits for text has to learn that none comes.
             streamer.end()
-        return outputs
 
     def postprocess(self, model_outputs: dict[str, Any], **options: Any) -> Any:
         return model_outputs["finish"](model_outputs["outputs"], ResultOptions(**options), self.processor.tokenizer)

@@ -8,7 +8,7 @@ that answer in words.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,14 @@ from .post_processing_xsam import (
     semantic_segments,
     to_pipeline_segment,
 )
-from .prompts_xsam import PHRASE_END_TOKEN, PHRASE_START_TOKEN, SEG_TOKEN, count_segments, list_labels
+from .prompts_xsam import (
+    PHRASE_END_TOKEN,
+    PHRASE_START_TOKEN,
+    SEG_TOKEN,
+    count_segments,
+    get_task,
+    list_labels,
+)
 from .samples_xsam import Sample
 
 logger = logging.get_logger(__name__)
@@ -121,7 +128,7 @@ def split_outputs(
         # A prompt that was not answered is segmented as a whole, the finished turns before it included.
         if outputs.prompt_lengths[index] == outputs.sequence_lengths[index]:
             seg_rows[index] = seg_rows[index][count_segments(sample.conversation) :]
-    return [
+    found = [
         SampleOutput(
             sample=sample,
             segs=[seg_output(outputs, row) for row in seg_rows[index]],
@@ -133,6 +140,23 @@ def split_outputs(
         )
         for index, sample in enumerate(samples)
     ]
+    return [_without_foreign_phrases(output) for output in found]
+
+
+def _without_foreign_phrases(output: SampleOutput) -> SampleOutput:
+    """
+    The output without `<SEG>`s of phrases that a generated answer names itself, where the question lists the categories or
+    regions: the answer's phrases are none of these.
+    """
+    if get_task(output.sample.task).phrases_from not in ("labels", "regions"):
+        return output
+    asked = [seg for seg in output.segs if all(end <= output.prompt_length for _, end in seg.phrase_spans)]
+    if len(asked) == len(output.segs):
+        return output
+    reason = " ".join(
+        [*([output.empty_reason] if output.empty_reason else []), "the answer names phrases of its own."]
+    )
+    return replace(output, segs=asked, empty_reason=reason)
 
 
 def seg_output(outputs: Any, row: int) -> SegOutput:

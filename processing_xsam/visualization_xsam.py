@@ -90,7 +90,7 @@ def visualize(
 
 def contact_sheet(pictures: Sequence[tuple[str, Image.Image]], columns: int = 3, width: int = 520) -> Image.Image:
     """
-    Pictures with their titles in a grid.
+    Pictures with their titles in a grid; those of a row have the same scale.
 
     Args:
         pictures: titles and pictures.
@@ -100,8 +100,8 @@ def contact_sheet(pictures: Sequence[tuple[str, Image.Image]], columns: int = 3,
     if not pictures:
         raise ValueError("`pictures` is empty: give at least one title and picture")
     margin, title_height = 14, 30
-    cells = [picture.resize((width, max(1, round(picture.height * width / picture.width)))) for _, picture in pictures]
-    rows = [range(start, min(start + columns, len(cells))) for start in range(0, len(cells), columns)]
+    rows = [range(start, min(start + columns, len(pictures))) for start in range(0, len(pictures), columns)]
+    cells = [cell for row in rows for cell in _same_scale([pictures[index][1] for index in row], width)]
     heights = [max(cells[index].height for index in row) + title_height + margin for row in rows]
     columns = min(columns, len(cells))
     sheet = Image.new("RGB", (columns * (width + margin) + margin, sum(heights) + margin), BACKGROUND)
@@ -114,6 +114,18 @@ def contact_sheet(pictures: Sequence[tuple[str, Image.Image]], columns: int = 3,
             sheet.paste(cells[index], (left, top + title_height))
         top += height
     return sheet
+
+
+def _same_scale(pictures: Sequence[Image.Image], width: int) -> list[Image.Image]:
+    """Pictures scaled so that the widest has a width, the others with background beside them."""
+    widest = max(picture.width for picture in pictures)
+    cells = []
+    for picture in pictures:
+        size = (max(1, round(picture.width * width / widest)), max(1, round(picture.height * width / widest)))
+        cell = Image.new("RGB", (width, size[1]), BACKGROUND)
+        cell.paste(picture.resize(size), (0, 0))
+        cells.append(cell)
+    return cells
 
 
 def _color_key(segment: Mapping[str, Any]) -> str:

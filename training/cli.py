@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -111,7 +112,9 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="folder or Hub id of a checkpoint of any stage")],
-    benchmark: Annotated[str, typer.Option(help="names, separated by commas, see training/README.md; or YAML files")],
+    benchmark: Annotated[
+        str, typer.Option(help="names, separated by commas, see training/evaluation/README.md; or YAML files")
+    ],
     data: Annotated[Path, typer.Option(help="folder of the data sets")],
     protocol: Annotated[
         Literal["xsam", "generate"], typer.Option(help="give the fixed answers as published, or generate everything")
@@ -144,7 +147,7 @@ def evaluate(
         if samples and output is None:
             raise ValueError("--samples needs --output: they are written beside it")
         loaded, processor = evaluation.load_model(model, dtype)
-        settings = replace(settings, weights=evaluation.fingerprint(loaded))
+        settings = replace(settings, weights=evaluation.fingerprint(loaded, processor))
         predictor = evaluation.build_predictor(loaded, processor, settings, questions_at_once)
         results = evaluation.evaluate(
             chosen, data, settings, predictor, folder, cases if output is not None else 0, on_error
@@ -158,7 +161,10 @@ def evaluate(
 def score(
     output: Annotated[Path, typer.Argument(help="JSON file that xsam evaluate wrote, or was to write")],
     data: Annotated[Path, typer.Option(help="folder of the data sets")],
-    limit: Annotated[int | None, typer.Option(help="samples of each data set, from its first")] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="names of some of the stored benchmarks, separated by commas")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="samples of each data set; by default as in the JSON file")] = None,
     text_encoder: Annotated[
         str, typer.Option(help="compares phrases of captions: folder or Hub id, or words")
     ] = "bert-base-uncased",
@@ -173,11 +179,12 @@ def score(
 
     try:
         folder = evaluation.predictions_folder(output)
-        settings, benchmarks = evaluation.stored_run(folder)
-        settings = replace(settings, limit=limit, text_encoder=text_encoder)
-        results = evaluation.evaluate(
-            benchmarks, data, settings, predictions=folder, num_cases=cases, on_error=on_error
-        )
+        settings, stored = evaluation.stored_run(folder)
+        settings = replace(settings, limit=limit or evaluation.stored_limit(output), text_encoder=text_encoder)
+        chosen = [each for each in stored if benchmark is None or each.name in _split(benchmark)]
+        if not chosen:
+            raise ValueError(f"--benchmark {benchmark}: stored are {', '.join(each.name for each in stored)}")
+        results = evaluation.evaluate(chosen, data, settings, predictions=folder, num_cases=cases, on_error=on_error)
         _report(output, settings, results, samples)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
@@ -193,16 +200,25 @@ def _results_folder(output: Path | None) -> Path | None:
     return predictions_folder(output)
 
 
-def _report(output: Path | None, settings: Any, results: list[Any], samples: bool) -> None:
-    """Print the table and write the results; only the main process has any."""
+def _report(output: Path | None, settings: Any, results: Iterator[Any], samples: bool) -> None:
+    """
+    Write the results, each when it is there, and print their table, also if the next one fails; only the main process has
+    any.
+    """
     from xsam_training.evaluate import save_results
     from xsam_training.evaluation.report import table
 
-    if not results:
-        return
-    typer.echo(table(results))
-    if output is not None:
-        typer.echo(f"\nworst and best cases: {save_results(output, settings, results, samples)}")
+    done: list[Any] = []
+    try:
+        for result in results:
+            done.append(result)
+            if output is not None:
+                page = save_results(output, settings, done, samples)
+    finally:
+        if done:
+            typer.echo(table(done))
+            if output is not None:
+                typer.echo(f"\nworst and best cases: {page}")
 
 
 @app.command("make-vgd")

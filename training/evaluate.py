@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -30,16 +32,19 @@ from modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation
 from processing_xsam import XSAMProcessor
 
 from .data.formats import build_reader
-from .data.reader import OnError, SampleReader
+from .data.reader import BrokenRecord, OnError, SampleReader
 from .data.samples import AnnotatedSample
 from .evaluation.benchmarks import Benchmark
-from .evaluation.cases import Case, draw_case, extremes
+from .evaluation.cases import Case, describe, draw_case, extremes
 from .evaluation.metric import Metric
 from .evaluation.predictor import Predictor, Protocol, UniversalPredictor, XSAMPredictor
 from .evaluation.report import write_page, write_samples
 from .evaluation.results import BenchmarkResult, QuestionRecord
 from .evaluation.store import PredictionStore
 
+# Name of the model that made the predictions in a folder, for reports.
+MODEL_FILE = "model.txt"
+SAMPLES_FILE = "samples.jsonl"
 ADAPTER_CONFIG = "adapter_config.json"
 # Those that are not installed were not used.
 PACKAGES = ("xsam", "transformers", "torch", "accelerate", "pycocotools", "pycocoevalcap", "numpy", "pillow")
@@ -78,13 +83,19 @@ class EvaluationSettings:
 
     @property
     def of_predictions(self) -> dict[str, Any]:
-        """Those that predictions depend on: more samples and another comparison of phrases can use what is stored."""
-        return {name: value for name, value in asdict(self).items() if name not in ("limit", "text_encoder")}
+        """
+        Those that predictions depend on: more samples and another comparison of phrases can use what is stored. Of the model
+        its weights count, wherever they lie.
+        """
+        return {name: value for name, value in asdict(self).items() if name not in ("model", "limit", "text_encoder")}
 
 
 def process_state() -> PartialState:
-    """Which of how many processes this is; without an accelerator they talk to each other on CPUs."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    """
+    Which of how many processes this is; without an accelerator they talk to each other on CPUs. They wait for the slowest,
+    and for the main one while it makes the figures, as long as it takes.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
 
 
 def load_model(model: str, dtype: str = "auto", device: str | None = None) -> tuple[PreTrainedModel, XSAMProcessor]:
@@ -107,7 +118,10 @@ def load_model(model: str, dtype: str = "auto", device: str | None = None) -> tu
 
 
 def _load_whole(model: str, dtype: str) -> PreTrainedModel:
-    config = AutoConfig.from_pretrained(model)
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise OSError(f"model {model!r} is no folder here, and not to be had from the Hub: {error}") from error
     universal = "XSAMForUniversalSegmentation" in (config.architectures or [])
     model_class = XSAMForUniversalSegmentation if universal else XSAMForSegmentation
     return model_class.from_pretrained(model, dtype=dtype)
@@ -135,13 +149,20 @@ def build_predictor(
 
 
 @torch.no_grad()
-def fingerprint(model: PreTrainedModel) -> str:
-    """Hexadecimal digits that change with the weights: a hash of about 64 values of each parameter."""
+def fingerprint(model: PreTrainedModel, processor: XSAMProcessor) -> str:
+    """
+    Hexadecimal digits that change with what answers depend on: about 64 values of each parameter, the configuration, and the
+    processor with its tokenizer and prompts.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         flat = parameter.detach().flatten()
         values = flat[:: max(1, flat.numel() // 64)].float().cpu().numpy()
         digest.update(f"{name} {tuple(parameter.shape)}".encode() + values.tobytes())
+    settings = {**model.config.to_dict(), "processor": processor.to_dict(), "prompts": processor.prompt_templates}
+    settings.pop("_name_or_path", None)
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest.update(str(processor.chat_template).encode() + processor.tokenizer.backend_tokenizer.to_str().encode())
     return digest.hexdigest()[:16]
 
 
@@ -153,7 +174,7 @@ def evaluate(
     predictions: Path | None = None,
     num_cases: int = 0,
     on_error: OnError = "raise",
-) -> list[BenchmarkResult]:
+) -> Iterator[BenchmarkResult]:
     """
     Args:
         benchmarks: what is asked.
@@ -162,25 +183,25 @@ def evaluate(
         predictor: asks the model; None scores stored predictions only.
         predictions: folder where predictions are kept; those that it has are not made again. None: a temporary one.
         num_cases: how many of the worst and of the best answers are drawn.
-        on_error: what a broken record does, see `SampleReader`.
+        on_error: what a broken record does, see `SampleReader`; also one that shows only when it is read.
 
-    Returns:
-        A result for each benchmark, in the main process; an empty list in the others.
+    Yields:
+        The result of each benchmark when it is done, in the main process; nothing in the others.
 
     Raises:
         ValueError: if the folder holds predictions made with other settings, or lacks some and there is no predictor.
     """
     state = process_state()
     # What can be wrong with the data or the environment shows before the first hour of predictions.
-    prepared = [_prepare(benchmark, data, settings, on_error) for benchmark in benchmarks]
+    readers: dict[str, SampleReader] = {}
+    prepared = [_prepare(benchmark, data, settings, on_error, readers) for benchmark in benchmarks]
     with _folder(predictions, state) as folder:
         if predictor is not None:
             _check_settings(folder, settings, benchmarks, state)
-        results = [
-            _evaluate_one(each, settings, predictor, folder / each.benchmark.name, num_cases, state)
-            for each in prepared
-        ]
-    return [result for result in results if result is not None]
+        for each in prepared:
+            result = _evaluate_one(each, settings, predictor, folder / each.benchmark.name, num_cases, state)
+            if result is not None:
+                yield result
 
 
 @dataclass(frozen=True)
@@ -190,9 +211,21 @@ class _Prepared:
     metric: Metric
 
 
-def _prepare(benchmark: Benchmark, data: str | Path, settings: EvaluationSettings, on_error: OnError) -> _Prepared:
-    reader = build_reader(benchmark.dataset, data, on_error, field=f"benchmark {benchmark.name}")
-    return _Prepared(benchmark, reader, benchmark.build_metric(reader, settings.text_encoder))
+def _prepare(
+    benchmark: Benchmark,
+    data: str | Path,
+    settings: EvaluationSettings,
+    on_error: OnError,
+    readers: dict[str, SampleReader],
+) -> _Prepared:
+    """A benchmark's reader, shared with those of the same data set, and its metric."""
+    try:
+        key = json.dumps(dict(benchmark.dataset), sort_keys=True)
+        if key not in readers:
+            readers[key] = build_reader(benchmark.dataset, data, on_error)
+        return _Prepared(benchmark, readers[key], benchmark.build_metric(readers[key], settings.text_encoder))
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"benchmark {benchmark.name}: {error}") from error
 
 
 def _evaluate_one(
@@ -210,32 +243,40 @@ def _evaluate_one(
     # Nobody appends while others still read what an interrupted run left.
     state.wait_for_everyone()
     records: list[QuestionRecord] = []
+    unreadable: Counter[str] = Counter()
     not_asked = 0
     share = range(state.process_index, count, state.num_processes)
     for index in tqdm(share, desc=benchmark.name, unit="image", disable=not state.is_main_process):
-        whole = reader[index]
+        try:
+            whole = reader[index]
+        except BrokenRecord as error:
+            if reader.on_error == "raise":
+                raise
+            unreadable[f"{error}"] += 1
+            continue
         sample = benchmark.asked(whole)
         not_asked += len(whole.turns) - len(sample.turns)
         records += _measure(sample, index, benchmark, metric, predictor, store)
     gathered = gather_object(records)
     not_asked = sum(gather_object([not_asked]))
+    skipped = sum(gather_object([unreadable]), Counter(reader.skipped))
     seconds = max(gather_object([time.perf_counter() - start]))
     if not state.is_main_process:
         return None
     gathered.sort(key=lambda record: (record.sample, record.turn))
-    measurements = [record.measurement for record in gathered]
+    summary = metric.summary([record.measurement for record in gathered])
     worst, best = extremes(gathered, num_cases)
     # What the other processes have stored is not known to the store that was opened before.
     drawn = _draw(prepared, PredictionStore(folder, state.process_index), [gathered[i] for i in (*worst, *best)])
     return BenchmarkResult(
         name=benchmark.name,
         metric=benchmark.metric,
-        figures=metric.figures(measurements),
-        by_label=metric.main_by_label(measurements),
-        num_samples=count,
+        figures=summary.figures,
+        by_label=summary.by_label,
+        num_samples=count - (skipped - reader.skipped).total(),
         num_questions=len(gathered),
         not_asked=not_asked,
-        skipped=dict(reader.skipped),
+        skipped=dict(skipped),
         seconds=seconds,
         records=gathered,
         worst=drawn[: len(worst)],
@@ -247,7 +288,7 @@ def _draw(prepared: _Prepared, store: PredictionStore, records: Sequence[Questio
     cases = []
     for record in records:
         sample = prepared.benchmark.asked(prepared.reader[record.sample])
-        answer = store.get(record.sample, sample.name)[record.turn]
+        answer = store.get(record.sample, sample)[record.turn]
         cases.append(draw_case(sample.turns[record.turn], answer, sample, record.quality))
     return cases
 
@@ -262,7 +303,7 @@ def _measure(
 ) -> Iterator[QuestionRecord]:
     """The answers to a sample, asked for unless they are stored, and what they contribute."""
     if index in store:
-        answers = store.get(index, sample.name)
+        answers = store.get(index, sample)
     elif predictor is None:
         raise ValueError(
             f"{store.folder} has no prediction for {sample.name}; make it with xsam evaluate, or score the first ones with"
@@ -270,15 +311,15 @@ def _measure(
         )
     else:
         answers = predictor(sample, index, benchmark.result_options)
-        store.add(index, sample.name, answers)
-    image_size = (sample.image.height, sample.image.width)
+        store.add(index, sample, answers)
+    image_size = (0, 0) if sample.image is None else (sample.image.height, sample.image.width)
     for number, (turn, answer) in enumerate(zip(sample.turns, answers, strict=True)):
         measurement = metric.measure(turn, answer, image_size)
         yield QuestionRecord(
             sample=index,
             turn=number,
             name=sample.name,
-            question=turn.text or turn.task,
+            question=describe(turn),
             quality=metric.quality(measurement),
             failure=answer.failure,
             measurement=measurement,
@@ -311,6 +352,7 @@ def _check_settings(
     """
     if state.is_main_process:
         _compare(folder / "settings.json", settings.of_predictions)
+        (folder / MODEL_FILE).write_text(settings.model, encoding="utf-8")
         for benchmark in benchmarks:
             options = asdict(benchmark.result_options)
             _compare(folder / f"{benchmark.name}.json", {**asdict(benchmark), "options": options})
@@ -341,7 +383,8 @@ def stored_run(predictions: Path) -> tuple[EvaluationSettings, list[Benchmark]]:
     """
     if not (predictions / "settings.json").is_file():
         raise FileNotFoundError(f"{predictions} holds no predictions; xsam evaluate with --output makes them")
-    settings = EvaluationSettings(**json.loads((predictions / "settings.json").read_text(encoding="utf-8")))
+    of_predictions = json.loads((predictions / "settings.json").read_text(encoding="utf-8"))
+    settings = EvaluationSettings((predictions / MODEL_FILE).read_text(encoding="utf-8"), **of_predictions)
     files = sorted(file for file in predictions.glob("*.json") if file.name != "settings.json")
     return settings, [Benchmark(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
@@ -355,8 +398,9 @@ def save_results(
     output: Path, settings: EvaluationSettings, results: Sequence[BenchmarkResult], samples: bool = False
 ) -> Path:
     """
-    Write the results with settings and versions to a JSON file, and to a folder beside it the page with the worst and best
-    cases and, if wanted, a line for each question.
+    Write the results with settings and versions to a JSON file, beside those of other benchmarks that it already has for
+    the same settings, and to a folder beside it the page with the worst and best cases and, if wanted, a line for each
+    question.
 
     Returns:
         The page.
@@ -366,12 +410,17 @@ def save_results(
         "versions": {"python": python_version(), **_installed()},
         "processes": process_state().num_processes,
         "device": str(process_state().device),
-        "benchmarks": {result.name: result.to_json() for result in results},
+        "benchmarks": {
+            **_earlier(output, asdict(settings)),
+            **{result.name: result.to_json() for result in results},
+        },
     }
     output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     folder = output.with_suffix("")
+    # Lines of an earlier run would stand beside figures that they do not belong to.
+    (folder / SAMPLES_FILE).unlink(missing_ok=True)
     if samples:
-        write_samples(results, folder / "samples.jsonl")
+        write_samples(results, folder / SAMPLES_FILE)
     return write_page(results, asdict(settings), folder)
 
 
@@ -381,3 +430,16 @@ def _installed() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def stored_limit(output: Path) -> int | None:
+    """The limit of the results in a JSON file, if there are any."""
+    return json.loads(output.read_text(encoding="utf-8"))["settings"]["limit"] if output.is_file() else None
+
+
+def _earlier(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Results that a file has for the same settings."""
+    if not output.is_file():
+        return {}
+    content = json.loads(output.read_text(encoding="utf-8"))
+    return content["benchmarks"] if content["settings"] == settings else {}

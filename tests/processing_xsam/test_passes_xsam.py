@@ -14,9 +14,9 @@ def sample(labels) -> Sample:
     return Sample(task="generic", image=Image.new("RGB", (8, 8)), labels=labels)
 
 
-def output(class_logits: list[list[float]], mask_logits: torch.Tensor) -> SampleOutput:
-    seg = SegOutput(torch.tensor(class_logits), mask_logits, phrase_spans=[])
-    return SampleOutput(sample([]), [seg], [], 0, "", torch.zeros(0, 8, 8, dtype=torch.bool), GEOMETRY)
+def output(labels: str, class_logits: list[list[float]] | None, mask_logits: torch.Tensor) -> SampleOutput:
+    segs = [] if class_logits is None else [SegOutput(torch.tensor(class_logits), mask_logits, phrase_spans=[])]
+    return SampleOutput(sample(list(labels)), segs, [], 0, "", torch.zeros(0, 8, 8, dtype=torch.bool), GEOMETRY)
 
 
 def test_a_list_that_fits_stays_whole():
@@ -51,7 +51,8 @@ def test_queries_of_all_passes_compete_as_one_set():
     left, right = masks.clone(), masks.clone()
     left[:, :, 4:] = -12
     right[:, :, :4] = -12
-    merged = merge_passes([output([[4.0, 0.0, 0.0]], left), output([[0.0, 4.0, 0.0]], right)], sample(list("abcd")))
+    passes = [output("ab", [[4.0, 0.0, 0.0]], left), output("cd", [[0.0, 4.0, 0.0]], right)]
+    merged = merge_passes(passes, sample(list("abcd")))
     (seg,) = merged.segs
     probabilities = seg.class_logits.softmax(-1)
     assert probabilities.shape == (2, 5)
@@ -61,3 +62,12 @@ def test_queries_of_all_passes_compete_as_one_set():
     torch.testing.assert_close(probabilities[0, [0, 1, 4]], torch.tensor([4.0, 0.0, 0.0]).softmax(-1))
     found = panoptic(seg.class_logits, seg.mask_logits, GEOMETRY)
     assert [(part.label_id, part.box) for part in found] == [(0, (0, 0, 4, 8)), (3, (4, 0, 8, 8))]
+
+
+def test_a_pass_without_seg_keeps_the_place_of_its_categories():
+    masks = torch.full((1, 8, 8), 12.0)
+    passes = [output("ab", None, masks), output("cd", [[4.0, 0.0, 0.0]], masks), output("e", None, masks)]
+    (seg,) = merge_passes(passes, sample(list("abcde"))).segs
+    torch.testing.assert_close(seg.class_logits.softmax(-1)[0, [2, 3, 5]], torch.tensor([4.0, 0.0, 0.0]).softmax(-1))
+    assert seg.class_logits.softmax(-1)[0, [0, 1, 4]].tolist() == [0, 0, 0]
+    assert merge_passes([output("ab", None, masks), output("c", None, masks)], sample(list("abc"))).segs == []

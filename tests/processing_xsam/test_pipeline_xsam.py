@@ -342,6 +342,29 @@ def test_an_answer_without_seg_is_no_result_and_says_so(segment, image, monkeypa
     assert warnings == ["No mask for 'What is it?': the answer has no <SEG>."]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"task": "generic", "labels": ["a", "b"], "threshold": 0.0, "subtask": "instance"},
+        {"task": "visual-grounded", "boxes": [[2, 2, 30, 30]], "threshold": 0.0},
+        {"task": "interactive", "boxes": [[2, 2, 30, 30]]},
+    ],
+)
+def test_phrases_that_an_answer_names_itself_are_none_that_were_asked_for(segment, image, monkeypatch, arguments):
+    assert segment(image, **arguments)
+    tokenizer = segment.processor.tokenizer
+    words = "".join(f"<p>{word}</p>" for word in ("sky", "cat", "dog")) + "<SEG>"
+    answer = torch.tensor(tokenizer(words, add_special_tokens=False).input_ids)
+    monkeypatch.setattr(
+        segment.model,
+        "_with_answers",
+        lambda prompts, answered, *_: [
+            torch.cat([prompt, answer]) if wanted else prompt for prompt, wanted in zip(prompts, answered, strict=True)
+        ],
+    )
+    assert segment(image, **arguments, prefill_answer=False) == []
+
+
 def test_one_mask_is_one_object(segment, image):
     mask = np.zeros((image.height, image.width), dtype=bool)
     mask[100:200, 100:300] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,7 +20,7 @@ from dataset_fixtures.benchmarks import write_benchmarks
 from xsam_training import evaluate as evaluation
 from xsam_training.adapters import lora_config
 from xsam_training.cli import app
-from xsam_training.evaluate import EvaluationSettings, build_predictor, evaluate, fingerprint, load_model
+from xsam_training.evaluate import EvaluationSettings, build_predictor, fingerprint, load_model
 from xsam_training.evaluation.answers import Answer, AnsweredSegment
 from xsam_training.evaluation.benchmarks import select_benchmarks
 
@@ -43,6 +44,11 @@ def settings(root):
 @pytest.fixture(scope="module")
 def predictor(settings):
     return build_predictor(*load_model(settings.model), settings)
+
+
+def evaluate(*arguments):
+    """All results at once."""
+    return list(evaluation.evaluate(*arguments))
 
 
 def figures(results):
@@ -136,6 +142,36 @@ def test_a_limit_can_be_raised(root, settings, predictor, tmp_path):
     assert all_of_them.num_samples == 3 and counting.calls == 2
 
 
+def test_what_cannot_be_read_is_left_out_on_request_and_named(root, settings, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(root / "coco2017", copy / "coco2017")
+    broken = sorted((copy / "coco2017/val2017").iterdir())[1]
+    broken.write_bytes(b"no image")
+    benchmarks = select_benchmarks("coco-semantic")
+    with pytest.raises(ValueError, match=broken.stem):
+        evaluate(benchmarks, copy, settings, oracle)
+    (result,) = evaluate(benchmarks, copy, settings, oracle, None, 0, "skip")
+    (whole,) = evaluate(benchmarks, root, settings, oracle)
+    assert (result.num_samples, result.num_questions) == (whole.num_samples - 1, whole.num_questions - 1)
+    ((reason, count),) = result.skipped.items()
+    assert count == 1 and broken.name in reason
+
+
+def test_what_is_done_stays_when_the_next_fails(root, settings, tmp_path):
+    output = tmp_path / "results.json"
+    file = tmp_path / "broken.yaml"
+    file.write_text("- {name: broken, metric: mean-iou, dataset: {format: class-maps, images: camvid/val,"
+                    " annotations: camvid/valannot, classes: class_maps/classes.txt, ignore_value: 255}}")  # fmt: skip
+    arguments = ["evaluate", settings.model, "--data", root, "--output", output, "--benchmark"]
+    result = CliRunner().invoke(app, [str(each) for each in (*arguments, f"coco-semantic,{file}")])
+    assert result.exit_code == 2 and "coco-semantic" in result.output
+    assert "has the value 11" in " ".join(result.output.replace("│", " ").split())
+    assert list(json.loads(output.read_text())["benchmarks"]) == ["coco-semantic"]
+    command(root, *arguments, "refcoco-testA")
+    assert list(json.loads(output.read_text())["benchmarks"]) == ["coco-semantic", "refcoco-testA"]
+    command(root, "score", output, "--data", root, "--benchmark", "refcoco-testA")
+
+
 @pytest.mark.parametrize("change", [{"template_seed": 3}, {"weights": "0123"}, {"protocol": "generate"}])
 def test_predictions_of_other_settings_are_not_mixed(root, settings, predictor, tmp_path, change):
     evaluate(select_benchmarks("coco-semantic"), root, replace(settings, limit=1), predictor, tmp_path / "p")
@@ -145,11 +181,11 @@ def test_predictions_of_other_settings_are_not_mixed(root, settings, predictor, 
 
 
 def test_the_fingerprint_changes_with_the_weights(settings):
-    model, _ = load_model(settings.model)
-    before = fingerprint(model)
-    assert before == fingerprint(load_model(settings.model)[0])
+    model, processor = load_model(settings.model)
+    before = fingerprint(model, processor)
+    assert before == fingerprint(*load_model(settings.model))
     model.lm_head.weight.data[0, 0] += 1
-    assert fingerprint(model) != before
+    assert fingerprint(model, processor) != before
 
 
 def test_a_model_of_stage_1(root, settings, tmp_path):
@@ -182,7 +218,7 @@ def test_adapters_are_merged_into_their_base(settings, tmp_path):
     merged = adapted.merge_and_unload().state_dict()
     assert loaded.state_dict().keys() == merged.keys()
     assert all(torch.equal(value, merged[name]) for name, value in loaded.state_dict().items())
-    assert fingerprint(loaded) != fingerprint(load_model(settings.model)[0])
+    assert fingerprint(loaded, processor) != fingerprint(*load_model(settings.model))
 
 
 def command(root, *arguments):
@@ -212,6 +248,21 @@ def test_command_line(root, tmp_path):
     output.unlink()
     command(root, "score", output, "--data", root)
     assert json.loads(output.read_text())["benchmarks"]["coco-panoptic"]["figures"] == before
+    # Lines of the run before are not those of these figures.
+    assert not (tmp_path / "results/samples.jsonl").exists()
+
+
+def test_a_score_has_the_limit_of_its_run(root, tmp_path):
+    output = tmp_path / "results.json"
+    command(
+        root, "evaluate", root / "models/xsam", "--benchmark", "coco-semantic", "--data", root, "--output", output,
+        "--limit", 2,
+    )  # fmt: skip
+    first = json.loads(output.read_text())["benchmarks"]
+    command(root, "score", output, "--data", root)
+    second = json.loads(output.read_text())
+    assert second["settings"]["limit"] == 2 and second["benchmarks"]["coco-semantic"]["num_samples"] == 2
+    assert second["benchmarks"]["coco-semantic"]["figures"] == first["coco-semantic"]["figures"]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +293,7 @@ def test_three_processes_give_the_figures_of_one(root, settings, predictor, tmp_
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3",
             "-m", "xsam_training.cli", "evaluate", settings.model, "--benchmark", names, "--data", str(root),
-            "--output", str(output), "--max-new-tokens", "8", "--text-encoder", "words", "--cases", "1",
+            "--output", str(output), "--max-new-tokens", "8", "--text-encoder", "words", "--cases", "1", "--samples",
         ],
         check=True,
         timeout=240,
@@ -252,5 +303,9 @@ def test_three_processes_give_the_figures_of_one(root, settings, predictor, tmp_
     assert content["processes"] == 3
     assert json.dumps({name: each["figures"] for name, each in content["benchmarks"].items()}) == figures(alone)
     assert [each["num_questions"] for each in content["benchmarks"].values()] == [r.num_questions for r in alone]
+    lines = [json.loads(line) for line in (tmp_path / "results/samples.jsonl").read_text().splitlines()]
+    assert [(each["benchmark"], each["sample"], each["turn"], each["quality"]) for each in lines] == [
+        (result.name, record.sample, record.turn, record.quality) for result in alone for record in result.records
+    ]
     parts = {file.name for file in (tmp_path / "results/predictions").glob("*/part-*.jsonl")}
     assert parts == {"part-00000.jsonl", "part-00001.jsonl", "part-00002.jsonl"}

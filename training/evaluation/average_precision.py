@@ -22,7 +22,7 @@ from pycocotools.cocoeval import COCOeval, Params
 
 from ..data.samples import RLE, Turn, check_sizes, run_lengths
 from .answers import Answer
-from .metric import Metric
+from .metric import Metric, Summary
 
 PARAMS = Params("segm")
 NUM_AREAS, NUM_THRESHOLDS = len(PARAMS.areaRng), len(PARAMS.iouThrs)
@@ -121,28 +121,34 @@ class AveragePrecision(Metric[PrecisionMeasurement]):
 
     def main_by_label(self, measurements: Sequence[PrecisionMeasurement]) -> dict[str, float]:
         """AP of each category by name, in order of the alphabet; NaN if it is predicted, but nowhere annotated."""
-        categories = _by_label(measurements)
-        with redirect_stdout(io.StringIO()):
-            accumulated = [_accumulate(images, Params("segm"))["precision"] for images in categories.values()]
-        return {
-            label: _mean_of_valid(precision[:, :, 0, 0, -1])
-            for label, precision in zip(categories, accumulated, strict=True)
-        }
+        return self.summary(measurements).by_label
 
     def figures(self, measurements: Sequence[PrecisionMeasurement]) -> dict[str, float]:
+        return self.summary(measurements).figures
+
+    def summary(self, measurements: Sequence[PrecisionMeasurement]) -> Summary:
+        """All categories are accumulated once."""
         evaluation = COCOeval(iouType="segm")
+        labels = sorted({label for measurement in measurements for label in measurement.labels})
         with redirect_stdout(io.StringIO()):
             # One category after the other: all at once would take the memory of every image times every category.
-            accumulated = [
-                _accumulate(images, evaluation.params) for images in (_by_label(measurements).values() or [[]])
+            accumulated = [_accumulate(_matches_of(label, measurements), evaluation.params) for label in labels] or [
+                _accumulate([], evaluation.params)
             ]
             evaluation.eval = {
                 "precision": np.concatenate([each["precision"] for each in accumulated], axis=2),
                 "recall": np.concatenate([each["recall"] for each in accumulated], axis=1),
             }
             evaluation.summarize()
-        summary = dict(zip(FIGURES, evaluation.stats.tolist(), strict=False))
-        return {name: math.nan if summary[name] == -1 else summary[name] for name in REPORTED}
+        stats = dict(zip(FIGURES, evaluation.stats.tolist(), strict=False))
+        return Summary(
+            {name: math.nan if stats[name] == -1 else stats[name] for name in REPORTED},
+            {
+                label: _mean_of_valid(each["precision"][:, :, 0, 0, -1])
+                # Without labels there is an empty accumulation.
+                for label, each in zip(labels, accumulated, strict=False)
+            },
+        )
 
     def quality(self, measurement: PrecisionMeasurement) -> float:
         """
@@ -151,7 +157,8 @@ class AveragePrecision(Metric[PrecisionMeasurement]):
         """
         params = Params("segm")
         params.areaRng, params.iouThrs, params.maxDets = params.areaRng[:1], params.iouThrs[:1], params.maxDets[-1:]
-        annotated = [images for images in _by_label([measurement]).values() if images[0].annotated[0]]
+        of_labels = [_matches_of(label, [measurement]) for label in measurement.labels]
+        annotated = [images for images in of_labels if images[0].annotated[0]]
         if not annotated:
             return float(all(score < HARMLESS_SCORE for score in measurement.scores))
         with redirect_stdout(io.StringIO()):
@@ -223,21 +230,23 @@ def _unpacked(flags: str, num_detections: int) -> np.ndarray:
     return bits.reshape(shape).astype(bool)
 
 
-def _by_label(measurements: Sequence[PrecisionMeasurement]) -> dict[str, list[_CategoryMatches]]:
-    """
-    What was matched of each category, image by image in order of the measurements. The names are in order of the alphabet.
-    """
-    found: dict[str, list[_CategoryMatches]] = {}
+def _matches_of(label: str, measurements: Sequence[PrecisionMeasurement]) -> list[_CategoryMatches]:
+    """What was matched of a category, image by image in order of the measurements; unpacked for this category alone."""
+    found = []
     for measurement in measurements:
-        scores = np.asarray(measurement.scores, dtype=np.float64)
-        matched, ignored = (_unpacked(each, len(scores)) for each in (measurement.matched, measurement.ignored))
-        end = 0
-        for place, (label, count) in enumerate(zip(measurement.labels, measurement.num_detections, strict=True)):
-            part, end = slice(end, end + count), end + count
-            annotated = tuple(of_area[place] for of_area in measurement.annotated)
-            matches = _CategoryMatches(scores[part], matched[..., part], ignored[..., part], annotated)
-            found.setdefault(label, []).append(matches)
-    return dict(sorted(found.items()))
+        if label not in measurement.labels:
+            continue
+        place = measurement.labels.index(label)
+        start = sum(measurement.num_detections[:place])
+        part = slice(start, start + measurement.num_detections[place])
+        matched, ignored = (
+            _unpacked(each, len(measurement.scores))[..., part].copy()
+            for each in (measurement.matched, measurement.ignored)
+        )
+        annotated = tuple(of_area[place] for of_area in measurement.annotated)
+        scores = np.asarray(measurement.scores[part], dtype=np.float64)
+        found.append(_CategoryMatches(scores, matched, ignored, annotated))
+    return found
 
 
 def _accumulate(images: Sequence[_CategoryMatches], params: Params) -> dict[str, np.ndarray]:

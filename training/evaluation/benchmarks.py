@@ -7,8 +7,10 @@ segments of a model's output; a YAML file holds a list of others in the same ter
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -90,6 +92,8 @@ class Benchmark:
     prompt: RegionKind | None = None
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w+.-]+", str(self.name)) or self.name == "settings":
+            raise ValueError(f"benchmark {self.name!r}: its name is one of files; use letters, digits, +, ., - and _")
         if self.metric not in METRICS:
             raise ValueError(
                 f"benchmark {self.name!r}: metric {self.metric!r} is unknown; known are {', '.join(METRICS)}"
@@ -283,9 +287,10 @@ def _named(name: str) -> list[Benchmark]:
         return [BENCHMARKS[name]]
     found = [benchmark for benchmark in BENCHMARKS.values() if benchmark.name.startswith(f"{name}-")]
     if not found:
+        near = get_close_matches(name, BENCHMARKS, n=1)
         raise ValueError(
-            f"--benchmark {name!r} is unknown; known are all, {', '.join(BENCHMARKS)}, the first words of these, and YAML"
-            " files"
+            f"--benchmark {name!r} is unknown{f', did you mean {near[0]}?' if near else ';'} Known are all,"
+            f" {', '.join(BENCHMARKS)}, the first words of these, and YAML files"
         )
     return found
 
@@ -298,6 +303,8 @@ def load_benchmarks(file: Path) -> list[Benchmark]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is malformed.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"--benchmark {file}: there is no such file")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         if not isinstance(content, list):

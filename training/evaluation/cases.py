@@ -19,6 +19,9 @@ from .answers import Answer
 # Instance segmentation answers with a segment for every query; of those with a low score pictures show none.
 LEAST_SHOWN_SCORE = 0.3
 TITLE_LENGTH = 42
+# Of images that are drawn, and of the one that stands for a conversation without an image.
+LEAST_WIDTH = 400
+BLANK_SIZE = (400, 40)
 
 
 class Ranked(Protocol):
@@ -59,22 +62,47 @@ def extremes(records: Sequence[Ranked], count: int) -> tuple[list[int], list[int
 
 def draw_case(turn: Turn, answer: Answer, sample: AnnotatedSample, quality: float) -> Case:
     """A question, its annotation and its answer."""
-    question = shorten(turn.text or turn.task, TITLE_LENGTH, placeholder=" ...")
-    annotated, text = annotated_segments(turn, sample.image)
+    image = sample.image or Image.new("RGB", BLANK_SIZE, "white")
+    asked = describe(turn)
+    title = shorten(asked, TITLE_LENGTH, placeholder=" ...")
+    annotated, text = annotated_segments(turn, image)
+    answered = answered_segments(turn, _certain(answer), image)
+    has_mask = any(segment["mask"].getbbox() for segment in answered)
     pictures = [
-        (f"{question}: annotation", visualize(sample.image, [*_prompts(turn, sample.image), *annotated], text)),
-        (
-            f"{question}: answer",
-            visualize(sample.image, answered_segments(turn, _certain(answer), sample.image), answer.text),
-        ),
+        (f"{title}: annotation", _drawn(image, [*_prompts(turn, image), *_ignored(turn, image), *annotated], text)),
+        (f"answer{'' if has_mask else ', without a mask'}", _drawn(image, answered, answer.text)),
     ]
-    return Case(sample.name, turn.text or turn.task, quality, answer.failure, contact_sheet(pictures, columns=2))
+    return Case(sample.name, asked, quality, answer.failure, contact_sheet(pictures, columns=2))
+
+
+def describe(turn: Turn) -> str:
+    """What a turn asks for, in a few words."""
+    if turn.text:
+        return turn.text
+    if turn.regions:
+        prompts = ", ".join(dict.fromkeys(of_phrase[0].kind for of_phrase in turn.regions))
+        return f"{turn.task}, {prompts}: {', '.join(turn.labels)}" if turn.labels else f"{turn.task}, {prompts}"
+    return f"{turn.task}, {len(turn.labels)} categories" if turn.labels else turn.task
+
+
+def _drawn(image: Image.Image, segments: list[dict[str, Any]], text: str | None) -> Image.Image:
+    """As `visualize`, small images enlarged so that the legend does not dwarf them."""
+    scale = max(1, round(LEAST_WIDTH / image.width))
+    size = (image.width * scale, image.height * scale)
+    enlarged = [{**each, "mask": each["mask"].resize(size, Image.Resampling.NEAREST)} for each in segments]
+    return visualize(image.resize(size), enlarged, text)
 
 
 def _certain(answer: Answer) -> Answer:
     """The answer without segments that are too uncertain to be shown; a single one always is."""
     shown = [each for each in answer.segments if each.score is None or each.score >= LEAST_SHOWN_SCORE]
     return replace(answer, segments=tuple(shown if len(answer.segments) > 1 else answer.segments))
+
+
+def _ignored(turn: Turn, image: Image.Image) -> list[dict[str, Any]]:
+    """Areas that are neither right nor wrong, as segments."""
+    masks = decode_masks(turn.ignored, (image.height, image.width))
+    return [{"label": "ignored", "score": None, "mask": Image.fromarray(mask).convert("L")} for mask in masks]
 
 
 def _prompts(turn: Turn, image: Image.Image) -> list[dict[str, Any]]:

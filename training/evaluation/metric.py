@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from ..data.samples import Turn
 from .answers import Answer
 
 Measurement = TypeVar("Measurement")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """
+    Attributes:
+        figures: see `Metric.figures`.
+        by_label: see `Metric.main_by_label`.
+    """
+
+    figures: dict[str, float]
+    by_label: dict[str, float]
 
 
 class Metric(ABC, Generic[Measurement]):
@@ -44,6 +57,10 @@ class Metric(ABC, Generic[Measurement]):
         """The main figure of each category, where there are categories; NaN for one that the data cannot give."""
         return {}
 
+    def summary(self, measurements: Sequence[Measurement]) -> Summary:
+        """Both at once."""
+        return Summary(self.figures(measurements), self.main_by_label(measurements))
+
     @abstractmethod
     def quality(self, measurement: Measurement) -> float:
         """How good a single answer is, 0 to 1, to find the worst and the best ones."""
@@ -69,6 +86,11 @@ class CategoryMetric(Metric[Measurement]):
         """
         if turn.labels != self.labels:
             raise ValueError(f"the turn's {len(turn.labels)} labels are not the {len(self.labels)} of the metric")
+
+
+def for_json(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures with null for those that are NaN, which JSON does not have."""
+    return {name: None if value != value else value for name, value in figures.items()}
 
 
 def mean(values: Iterable[float]) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, Literal
 
@@ -80,13 +80,28 @@ class XSAMPredictor:
         """One answer for each turn."""
         self._pipeline.processor = self._worded(index)
         answers: list[Answer] = []
-        # The network sees prompts of one kind together; categories may take several passes each.
+        # The network sees prompts of one kind together, but for categories, which may take several passes each, and chats,
+        # whose questions follow each other.
         for task, turns in groupby(sample.turns, key=lambda turn: turn.task):
+            if task == "chat":
+                answers += self._converse(list(turns), sample.image, options)
+                continue
             asked = [self._sample(turn, sample.image) for turn in turns]
             if get_task(task).phrases_from == "labels":
                 answers += [self._categories(each, options) for each in asked]
             else:
                 answers += [self._answer(output, options) for output in self._run(asked)]
+        return answers
+
+    def _converse(self, turns: Sequence[Turn], image: Image.Image | None, options: ResultOptions) -> list[Answer]:
+        """Earlier questions of a chat stand before a later one: in `xsam` with the annotated answers, else with its own."""
+        answers: list[Answer] = []
+        history: list[dict[str, str]] = []
+        for turn in turns:
+            asked = Sample(task="chat", image=image, text=turn.text, conversation=list(history) or None)
+            answers += [self._answer(output, options) for output in self._run([asked])]
+            said = answers[-1].text if self.protocol == "generate" else turn.answer
+            history += [{"role": "user", "content": turn.text}, {"role": "assistant", "content": said or ""}]
         return answers
 
     def _worded(self, index: int) -> XSAMProcessor:
@@ -106,7 +121,7 @@ class XSAMPredictor:
         asked = question(turn, (image.height, image.width))
         return Sample(task=turn.task, image=image, prefill_answer=prefill, **asked)
 
-    def _run(self, samples: Sequence[Sample]) -> list[SampleOutput]:
+    def _run(self, samples: Sequence[Sample]) -> Iterator[SampleOutput]:
         return self._pipeline.run(
             samples,
             max_new_tokens=self.max_new_tokens,
@@ -115,7 +130,7 @@ class XSAMPredictor:
         )
 
     def _categories(self, sample: Sample, options: ResultOptions) -> Answer:
-        outputs = self._run(self._pipeline.passes(sample))
+        outputs = list(self._run(self._pipeline.passes(sample)))
         reasons = " ".join(dict.fromkeys(output.empty_reason for output in outputs if output.empty_reason))
         return to_answer(category_segments(merge_passes(outputs, sample), options), failure=reasons)
 
@@ -161,7 +176,7 @@ class UniversalPredictor:
         if unknown or not turn.labels or turn.regions:
             raise ValueError(
                 f"{name}: a model of stage 1 knows the categories {', '.join(self.labels)}; it cannot be asked for"
-                f" {', '.join(unknown) or turn.task}"
+                f" {', '.join(unknown) or turn.task}: leave the benchmark out, or use a model of stage 3"
             )
         others = [place for place, label in enumerate(self.labels) if label not in turn.labels]
         return [*(self.labels.index(label) for label in turn.labels), *others]
@@ -210,11 +225,20 @@ def _encoded(segment: Segment, phrase: int) -> AnsweredSegment:
 
 def _described(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> Answer:
     # A generated answer may have several <SEG>s for one question.
-    return to_answer(described_segments(output, options), output.empty_reason)
+    segments = described_segments(output, options)
+    return to_answer(segments, output.empty_reason or _why_empty(output, segments, options))
 
 
 def _interactive(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> Answer:
-    return to_answer(interactive_segments(output, options), output.empty_reason)
+    segments = interactive_segments(output, options)
+    return to_answer(segments, output.empty_reason or _why_empty(output, segments, options))
+
+
+def _why_empty(output: SampleOutput, segments: Sequence[Segment], options: ResultOptions) -> str:
+    """Why there is no segment although something always should be; an expression that may be absent needs no reason."""
+    if segments or not output.segs or options.score_threshold is not None or options.multi_target:
+        return ""
+    return "the best mask has no pixel."
 
 
 def _visual_grounded(output: SampleOutput, options: ResultOptions, tokenizer: Any) -> Answer:

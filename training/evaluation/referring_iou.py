@@ -2,8 +2,8 @@
 Figures of questions with one answer: referring, reasoning and interactive segmentation.
 
 Rules: cIoU and gIoU as dvlab-research/LISA (train_ds.py) and wanghao9610/X-SAM (xsam/xsam/evaluation/utils/iou.py) have
-them; what absent targets contribute, N-acc, T-acc and P@0.5 as henghuiding/ReLA
-(gres_model/evaluation/refer_evaluation.py) has them. ReLA's model has a classifier for absent targets; here an answer says
+them; what absent targets contribute, N-acc and T-acc as henghuiding/ReLA
+(gres_model/evaluation/refer_evaluation.py) has them; P@0.5 is its precision at a lower IoU. ReLA's model has a classifier for absent targets; here an answer says
 that nothing is there by having no pixel.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from ..data.samples import RLE, Turn, decode_masks
 from .answers import Answer
-from .metric import Metric
+from .metric import Metric, mean
 
 # IoU from which a target counts as found in P@0.5.
 FOUND = 0.5
@@ -93,12 +93,12 @@ class ReferringIoU(Metric[Overlap]):
         absent = [each for each in measurements if not each.has_target]
         figures = {
             "cIoU": total.iou if measurements else float("nan"),
-            "gIoU": _mean([each.iou for each in measurements]),
-            "P@0.5": _mean([each.iou >= FOUND for each in present]),
+            "gIoU": mean([each.iou for each in measurements]),
+            "P@0.5": mean([each.iou >= FOUND for each in present]),
         }
         if absent:
-            figures["N-acc"] = _mean([not each.has_answer for each in absent])
-            figures["T-acc"] = _mean([each.has_answer for each in present])
+            figures["N-acc"] = mean([not each.has_answer for each in absent])
+            figures["T-acc"] = mean([each.has_answer for each in present])
         return figures
 
     def quality(self, measurement: Overlap) -> float:
@@ -109,7 +109,3 @@ class ReferringIoU(Metric[Overlap]):
 def _union(masks: Sequence[RLE], image_size: tuple[int, int]) -> np.ndarray:
     """Bool (H, W), without a pixel if there are no masks."""
     return decode_masks(masks, image_size).any(0)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -25,6 +26,7 @@ table { border-collapse: collapse; margin: 1em 0 }
 td, th { border-bottom: 1px solid #ccc; padding: .3em .8em; text-align: right }
 td:first-child, th:first-child { text-align: left }
 figure { margin: 1em 0 }
+table { display: block; overflow-x: auto }
 img { max-width: 100%; border: 1px solid #ddd }
 figcaption { color: #444 }
 .why { color: #a00 }
@@ -32,6 +34,15 @@ figcaption { color: #444 }
 </head>
 <body>
 <h1>{{ settings.model }}</h1>
+<table>
+<tr><th></th><th></th><th>%</th><th>images</th><th>questions</th><th>failures</th></tr>
+{% for result in results %}
+{% for name, value in (result.figures.items() | list)[:1] %}
+<tr><td><a href="#{{ result.name }}">{{ result.name }}</a></td><td>{{ name }}</td><td>{{ percent(value) }}</td>
+<td>{{ result.num_samples }}</td><td>{{ result.num_questions }}</td><td>{{ result.failures | length }}</td></tr>
+{% endfor %}
+{% endfor %}
+</table>
 <p>{% for name, value in settings.items() if value is not none %}{{ name }}: {{ value }}{{ ", " if not loop.last }}{% endfor %}</p>
 {% for result in results %}
 <h2 id="{{ result.name }}">{{ result.name }}</h2>
@@ -85,12 +96,17 @@ def percent(value: float) -> str:
 def _notes(results: Sequence[BenchmarkResult]) -> list[str]:
     notes = []
     for result in results:
-        counts = Counter("".join("#" if c.isdigit() else c for c in failure["why"]) for failure in result.failures)
-        notes += [f"{result.name}: {number} answers without a mask: {why}" for why, number in counts.most_common(3)]
+        counts = Counter(_kind(failure["why"]) for failure in result.failures)
+        notes += [f"{result.name}: {number} without a mask: {why}" for why, number in counts.most_common(3)]
         if result.not_asked:
             notes.append(f"{result.name}: {result.not_asked} questions have no such visual prompt and were not asked")
         notes += [f"{result.name}: {number} records skipped: {why}" for why, number in result.skipped.items()]
     return ["\n".join(notes)] if notes else []
+
+
+def _kind(why: str) -> str:
+    """What failures of a kind have in common: each sentence once, without positions."""
+    return ". ".join(dict.fromkeys(re.sub(r"\d+", "N", why).rstrip(".").split(". ")))
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -122,6 +138,8 @@ def write_page(results: Sequence[BenchmarkResult], settings: dict[str, Any], fol
     """
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
+    for stale in pictures.glob("*.jpg"):
+        stale.unlink()
     files = {}
     for result in results:
         for title, cases in (("Worst", result.worst), ("Best", result.best)):

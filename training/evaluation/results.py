@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .cases import Case
+from .metric import for_json
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class BenchmarkResult:
         """All but single questions; figures that the data cannot give are null."""
         return {
             "metric": self.metric,
-            "figures": _for_json(self.figures),
-            "by_label": _for_json(self.by_label),
+            "figures": for_json(self.figures),
+            "by_label": for_json(self.by_label),
             "num_samples": self.num_samples,
             "num_questions": self.num_questions,
             "not_asked": self.not_asked,
@@ -83,7 +84,3 @@ class BenchmarkResult:
             "seconds": round(self.seconds, 3),
             "failures": self.failures,
         }
-
-
-def _for_json(figures: dict[str, float]) -> dict[str, float | None]:
-    return {name: None if value != value else value for name, value in figures.items()}

@@ -7,12 +7,14 @@ with any number of processes. Only places in files are kept in memory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.samples import AnnotatedSample
 from .answers import Answer
 
 INDEX = re.compile(rb'\{"index": (\d+),')
@@ -42,13 +44,13 @@ class PredictionStore:
     def __contains__(self, index: int) -> bool:
         return index in self._places
 
-    def get(self, index: int, name: str) -> list[Answer]:
+    def get(self, index: int, sample: AnnotatedSample) -> list[Answer]:
         """
         The answers to a sample's turns.
 
         Args:
             index: of the sample in its data set.
-            name: of the sample, which has to be that of the stored one.
+            sample: whose name, image and questions have to be those of the stored answers.
 
         Raises:
             KeyError: if none are stored.
@@ -61,18 +63,30 @@ class PredictionStore:
                 record = json.loads(file.readline())
             except ValueError as error:
                 raise ValueError(f"{place.file} is damaged at byte {place.offset}; delete it and run again") from error
-        if record["name"] != name:
+        if (record["name"], record["asked"]) != (sample.name, _digest(sample)):
             raise ValueError(
-                f"{place.file}: prediction {index} is of {record['name']!r}, but the data set has {name!r} in its place: the"
-                " data have changed; give another --output"
+                f"{place.file}: prediction {index} is of {record['name']!r}, but the data set has {sample.name!r} in its"
+                " place, or its image or questions have changed; give another --output"
             )
         return [Answer.from_json(answer) for answer in record["answers"]]
 
-    def add(self, index: int, name: str, answers: Sequence[Answer]) -> None:
-        line = json.dumps({"index": index, "name": name, "answers": [answer.to_json() for answer in answers]})
+    def add(self, index: int, sample: AnnotatedSample, answers: Sequence[Answer]) -> None:
+        record = {"index": index, "name": sample.name, "asked": _digest(sample)}
+        line = json.dumps({**record, "answers": [answer.to_json() for answer in answers]})
         with self._own.open("ab") as file:
             self._places[index] = Place(self._own, file.tell())
             file.write(line.encode("ascii") + b"\n")
+
+
+def _digest(sample: AnnotatedSample) -> str:
+    """Hexadecimal digits that change with the image and what is asked about it, but not with the annotation."""
+    digest = hashlib.sha256()
+    for turn in sample.turns:
+        regions = [[region.mask["counts"].hex() for region in of_phrase] for of_phrase in turn.regions]
+        digest.update(json.dumps([turn.task, turn.text, turn.labels, turn.num_things, regions]).encode())
+    if sample.image is not None:
+        digest.update(f"{sample.image.size}".encode() + sample.image.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _places(file: Path) -> dict[int, Place]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from processing_xsam.samples_xsam import Sample
 from processing_xsam.visualization_xsam import visualize
 
 from ..data.samples import AnnotatedSample
+from ..evaluation.predictor import GREEDY
 from .checks import check_counts, check_has_language_model
 from .matching import category_turn, picture_title, share
 from .report import ProbeReport
@@ -52,7 +54,7 @@ def probe_hallucination(
       threshold. Good is 0 for absent and 1 for present things.
     - `AUC`: area under the ROC curve of the score, present against absent: the chance that a present thing has the higher
       one of a random pair, a tie counting half. 1: some threshold tells them apart; 0.5: the score cannot tell. An answer
-      without a mask has score 0.
+      without a mask has score 0; NaN if all are.
 
     Figures without a question are NaN. Absent is what the annotation says: a category of the list without a mask in the
     image, not even as a crowd, and not among `Turn.unasked`. Of an image as many absent as present categories are asked,
@@ -177,7 +179,7 @@ def _ask(
     segment: AnySegmentationPipeline, image: Image.Image, questions: Sequence[_Question], max_new_tokens: int
 ) -> list[SampleOutput]:
     asked = [Sample(task="referring", image=image, text=each.category, prefill_answer=False) for each in questions]
-    return segment.run(asked, max_new_tokens=max_new_tokens) if asked else []
+    return list(segment.run(asked, max_new_tokens=max_new_tokens, generate_kwargs=GREEDY)) if asked else []
 
 
 def _best(output: SampleOutput) -> dict[str, Any] | None:
@@ -208,7 +210,9 @@ def _figures(cases: Sequence[_Case], threshold: float) -> dict[str, float]:
         figures[f"{name} answered"] = share(sum(case.has_seg for case in group), len(group))
         figures[f"{name} segmented"] = share(sum(_is_segmented(case, threshold) for case in group), len(group))
     scores = {name: [case.score for case in group] for name, group in groups.items()}
-    return {**figures, "AUC": area_under_roc(scores["present"], scores["absent"])}
+    # Where nothing at all was answered with a mask there is no score to compare.
+    has_scores = any(score > 0 for of_kind in scores.values() for score in of_kind)
+    return {**figures, "AUC": area_under_roc(scores["present"], scores["absent"]) if has_scores else math.nan}
 
 
 def _is_segmented(case: _Case, threshold: float) -> bool:

@@ -20,6 +20,7 @@ from ..data.formats import build_reader
 from ..data.samples import AnnotatedSample
 from ..evaluate import EvaluationSettings, build_predictor, evaluate, fingerprint
 from ..evaluation.benchmarks import Benchmark
+from ..evaluation.metric import for_json
 from ..evaluation.predictor import Protocol
 from ..pictures import annotated_segments, predict
 from ..sampler import repeat_factors, samples_per_epoch
@@ -202,9 +203,9 @@ def _evaluated(
     losses = trainer.evaluate() if trainer.eval_dataset is not None else {}
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     processor = trainer.processing_class
-    settings = EvaluationSettings(model=str(folder), weights=fingerprint(model), **evaluation)
+    settings = EvaluationSettings(model=str(folder), weights=fingerprint(model, processor), **evaluation)
     predictor = build_predictor(model, processor, settings)
-    results = evaluate(benchmarks, data, settings, predictor, folder / "predictions")
+    results = list(evaluate(benchmarks, data, settings, predictor, folder / "predictions"))
     # Other processes than the main one get none.
     figures = broadcast_object_list([[result.figures for result in results]])[0]
     main = {
@@ -221,7 +222,7 @@ def _evaluated(
         },
         figures={**main, **{name: value for name, value in losses.items() if LOSS_PART.fullmatch(name)}},
         cases=[
-            {"benchmark": benchmark.name, "figures": {name: _for_json(value) for name, value in each.items()}}
+            {"benchmark": benchmark.name, "figures": for_json(each)}
             for benchmark, each in zip(benchmarks, figures, strict=True)
         ],
         overlays=[
@@ -229,10 +230,6 @@ def _evaluated(
             for sample in shown[:MAX_PICTURES]
         ],
     )
-
-
-def _for_json(value: float) -> float | None:
-    return None if value != value else value
 
 
 def _figures(balanced: _Run, unbalanced: _Run) -> dict[str, float]:

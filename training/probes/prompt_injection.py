@@ -24,6 +24,7 @@ from processing_xsam.prompts_xsam import PHRASE_END_TOKEN, PHRASE_START_TOKEN, S
 from processing_xsam.results_xsam import seg_output
 from processing_xsam.visualization_xsam import visualize
 
+from ..evaluation.metric import mean
 from .checks import check_counts, check_has_language_model
 from .report import ProbeReport
 
@@ -150,18 +151,18 @@ def probe_prompt_injection(
     typed = [_type(processor, question, phrase, ending) for question in questions for ending in TYPED_ENDINGS]
     changes, shown = _replace_all(model, processor, pictures, phrase)
     figures = {
-        "tagged: answered": _mean([each.tagged.answered for each in asked]),
-        "untagged: answered": _mean([each.untagged.answered for each in asked]),
-        "tagged: <SEG>": _mean([each.tagged.has_seg for each in asked]),
-        "untagged: <SEG>": _mean([each.untagged.has_seg for each in asked]),
-        "formatted: read as structure": _mean([_has_tags(processor, question, phrase) for question in questions]),
-        "typed: read as structure": _mean([each.forged for each in typed]),
+        "tagged: answered": mean([each.tagged.answered for each in asked]),
+        "untagged: answered": mean([each.untagged.answered for each in asked]),
+        "tagged: <SEG>": mean([each.tagged.has_seg for each in asked]),
+        "untagged: <SEG>": mean([each.untagged.has_seg for each in asked]),
+        "formatted: read as structure": mean([_has_tags(processor, question, phrase) for question in questions]),
+        "typed: read as structure": mean([each.forged for each in typed]),
     }
     for name in REPLACEMENTS:
         of_kind = [change for change in changes if change.replaced_by == name]
-        figures[f"{name}: mask probabilities"] = _mean([change.masks for change in of_kind])
-        figures[f"{name}: best mask"] = _mean([change.best for change in of_kind])
-        figures[f"{name}: class probabilities"] = _mean([change.classes for change in of_kind])
+        figures[f"{name}: mask probabilities"] = mean([change.masks for change in of_kind])
+        figures[f"{name}: best mask"] = mean([change.best for change in of_kind])
+        figures[f"{name}: class probabilities"] = mean([change.classes for change in of_kind])
     settings = {
         "phrase": phrase,
         "images": len(pictures),
@@ -322,7 +323,3 @@ def _change(row: int, name: str, own: _Decoded, replaced: _Decoded) -> _Change:
 def _drawn(image: Image.Image, decoded: _Decoded, phrase: str) -> Image.Image:
     mask = Image.fromarray(decoded.best.numpy()).convert("L")
     return visualize(image, [{"label": phrase, "score": None, "mask": mask}], legend=False)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")

@@ -12,6 +12,8 @@ from PIL import Image
 
 from processing_xsam.visualization_xsam import contact_sheet
 
+from ..evaluation.metric import for_json
+
 
 @dataclass(frozen=True)
 class ProbeReport:
@@ -44,7 +46,7 @@ class ProbeReport:
         content = {
             "probe": self.name,
             "meaning": self.meaning,
-            "figures": {name: None if value != value else value for name, value in self.figures.items()},
+            "figures": for_json(self.figures),
             "settings": dict(self.settings),
             "cases": [dict(case) for case in self.cases],
         }

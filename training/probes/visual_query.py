@@ -25,6 +25,7 @@ from processing_xsam.samples_xsam import Sample
 from processing_xsam.visualization_xsam import visualize
 
 from ..data.samples import AnnotatedSample, decode_masks
+from ..evaluation.metric import mean
 from ..pictures import phrase_name
 from .checks import check_counts, check_has_language_model
 from .matching import picture_title, short_name
@@ -137,11 +138,11 @@ def probe_visual_query(
 
 
 def _figures(cases: Sequence[dict[str, Any]], pairs: Sequence[dict[str, bool]]) -> dict[str, float]:
-    figures = {name: _mean([case[name] for case in cases]) for name in ("features in box", "features near box")}
+    figures = {name: mean([case[name] for case in cases]) for name in ("features in box", "features near box")}
     for suffix in ("", ", unaided"):
-        figures |= {name + suffix: _mean([case[name + suffix] for case in cases]) for name in ("mask in box", "IoU")}
-        figures[f"follow rate{suffix}"] = _mean([pair[f"follow rate{suffix}"] for pair in pairs])
-    figures["follow rate of annotations"] = _mean([pair["follow rate of annotations"] for pair in pairs])
+        figures |= {name + suffix: mean([case[name + suffix] for case in cases]) for name in ("mask in box", "IoU")}
+        figures[f"follow rate{suffix}"] = mean([pair[f"follow rate{suffix}"] for pair in pairs])
+    figures["follow rate of annotations"] = mean([pair["follow rate of annotations"] for pair in pairs])
     return figures
 
 
@@ -285,7 +286,3 @@ def _drawn(image: Image.Image, found: _Found) -> Image.Image:
     width = max(1, round(max(image.size) / 200))
     ImageDraw.Draw(picture).rectangle((xmin, ymin, xmax - 1, ymax - 1), outline=BOX_COLOR, width=width)
     return picture
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")

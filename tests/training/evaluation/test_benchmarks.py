@@ -39,8 +39,12 @@ def test_names():
     assert len(names(select_benchmarks("reasonseg"))) == 6
     assert names(select_benchmarks("vgd")) == [f"vgd-{kind}" for kind in ("point", "scribble", "box", "mask")]
     assert len(select_benchmarks("all")) == len(BENCHMARKS) - 1
-    with pytest.raises(ValueError, match=r"--benchmark 'coc' is unknown; known are all, coco-panoptic, "):
-        select_benchmarks("coc")
+    with pytest.raises(ValueError, match=r"--benchmark 'xy' is unknown; Known are all, coco-panoptic, "):
+        select_benchmarks("xy")
+    with pytest.raises(ValueError, match=r"'coco-panoptc' is unknown, did you mean coco-panoptic\?"):
+        select_benchmarks("coco-panoptc")
+    with pytest.raises(FileNotFoundError, match=r"--benchmark nothing.yaml: there is no such file"):
+        select_benchmarks("nothing.yaml")
 
 
 @pytest.mark.parametrize("benchmark", select_benchmarks("all"), ids=lambda benchmark: benchmark.name)
@@ -61,7 +65,11 @@ def test_each_has_data_where_the_layout_says(root, benchmark):
 
 def test_published_settings():
     assert BENCHMARKS["coco-panoptic"].result_options.threshold == 0.0
-    assert BENCHMARKS["coco-instance"].result_options.subtask == "instance"
+    instance = BENCHMARKS["coco-instance"]
+    assert (instance.result_options.subtask, instance.result_options.threshold) == ("instance", 0.0)
+    # Images without an object count.
+    for name in ("coco-panoptic", "coco-instance", "coco-semantic", "ade20k-panoptic", "ade20k-instance"):
+        assert BENCHMARKS[name].dataset["keep_empty"] is True
     assert BENCHMARKS["refcoco-val"].result_options.score_threshold is None
     assert BENCHMARKS["grefcoco-val"].result_options.multi_target is True
     assert BENCHMARKS["interactive-point"].result_options.threshold == 0.5
@@ -135,6 +143,8 @@ def test_own_benchmarks(root, tmp_path):
         ("- {name: x, metric: mean-iou, dataset: {}, prompt: arrow}", r"prompt 'arrow' is none of point, scribble"),
         ("- {name: x, metric: mean-iou, dataset: {}, options: {size: 3}}", r"options \['size'\] are none of"),
         ("- [", r"is not a list of benchmarks"),
+        ("- {name: a/b, metric: mean-iou, dataset: {}}", r"'a/b': its name is one of files"),
+        ("- {name: settings, metric: mean-iou, dataset: {}}", r"'settings': its name is one of files"),
     ],
 )
 def test_malformed_files(tmp_path, content, message):

@@ -11,7 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from modeling_xsam import XSAMForUniversalSegmentation
 from processing_xsam import AnySegmentationPipeline
-from processing_xsam.results_xsam import ResultOptions
+from processing_xsam.results_xsam import ResultOptions, seg_output
 from tiny_models import tiny_config
 from tiny_training import (
     caption_sample,
@@ -24,6 +24,7 @@ from tiny_training import (
     visual_sample,
 )
 from xsam_training.data.samples import decode_masks
+from xsam_training.evaluation.answers import Answer
 from xsam_training.evaluation.predictor import UniversalPredictor, XSAMPredictor, question
 
 SIZE = (64, 96)
@@ -122,6 +123,56 @@ def test_what_is_generated_without_a_seg_fails_by_name(model, processor):
     assert len(answers) == len(sample.turns)
     for answer in answers:
         assert answer.segments == () and "no <SEG>" in answer.failure
+
+
+def test_an_empty_mask_fails_by_name_unless_the_target_may_be_absent(model, processor, monkeypatch):
+    def without_pixels(outputs, row):
+        seg = seg_output(outputs, row)
+        return replace(seg, mask_logits=torch.full_like(seg.mask_logits, -9.0))
+
+    monkeypatch.setattr("processing_xsam.results_xsam.seg_output", without_pixels)
+    predictor = XSAMPredictor(model, processor)
+    for sample in (referring_sample(2), interactive_sample(5)):
+        for answer in predictor(sample, 0, ResultOptions()):
+            assert answer == Answer(failure="the best mask has no pixel.")
+    for answer in predictor(referring_sample(2), 0, ResultOptions(score_threshold=0.5, multi_target=True)):
+        assert answer == Answer()
+
+
+def said(model, processor, sample, protocol, monkeypatch):
+    """What the pipeline is asked, and the answers."""
+    asked = []
+    run = AnySegmentationPipeline.run
+
+    def spy(self, samples, **kwargs):
+        asked.extend(samples)
+        return run(self, samples, **kwargs)
+
+    monkeypatch.setattr(AnySegmentationPipeline, "run", spy)
+    answers = XSAMPredictor(model, processor, protocol, max_new_tokens=4)(sample, 0, ResultOptions())
+    monkeypatch.undo()
+    return asked, answers
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+def test_a_chat_is_a_conversation(model, processor, monkeypatch, with_image):
+    first = chat_sample(7, with_image=with_image)
+    turns = (first.turns[0], replace(first.turns[0], text="And behind it?", answer="A star."))
+    sample = replace(first, turns=turns)
+    asked, answers = said(model, processor, sample, "xsam", monkeypatch)
+    assert len(answers) == 2 and asked[0].conversation is None and asked[1].text == "And behind it?"
+    question = {"role": "user", "content": turns[0].text}
+    assert asked[1].conversation == [question, {"role": "assistant", "content": turns[0].answer}]
+    asked, answers = said(model, processor, sample, "generate", monkeypatch)
+    assert asked[1].conversation == [question, {"role": "assistant", "content": answers[0].text}]
+
+
+def test_nothing_is_left_to_chance(model, processor, monkeypatch):
+    """Whatever the checkpoint's own generation settings are."""
+    monkeypatch.setattr(model.generation_config, "do_sample", True)
+    predictor = XSAMPredictor(model, processor, max_new_tokens=12)
+    first, second = (predictor(caption_sample(4), 0, ResultOptions()) for _ in range(2))
+    assert first == second
 
 
 def test_only_the_question_reaches_the_model(model, processor):

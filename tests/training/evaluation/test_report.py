@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tiny_training import category_sample, referring_sample, visual_sample
+from tiny_training import category_sample, chat_sample, referring_sample, visual_sample
 from xsam_training.evaluation.answers import Answer, AnsweredSegment
-from xsam_training.evaluation.cases import draw_case, extremes
+from xsam_training.evaluation.cases import describe, draw_case, extremes
 from xsam_training.evaluation.report import table, write_page, write_samples
 from xsam_training.evaluation.results import BenchmarkResult, QuestionRecord
 
@@ -54,8 +54,8 @@ def test_table():
     assert lines[0].split() == ["referring-iou", "cIoU", "gIoU", "N-acc", "images", "questions", "failures", "seconds"]
     assert lines[2].split() == ["refcoco-val", "12.35", "-", "4", "4", "2", "1.2"]
     assert lines[3].split() == ["x", "100.00", "50.00", "4", "4", "0", "1.2"]
-    assert "refcoco-val: 1 answers without a mask: the answer has no <SEG>." in lines
-    assert "refcoco-val: 1 answers without a mask: <p> at position ##" in lines
+    assert "refcoco-val: 1 without a mask: the answer has no <SEG>" in lines
+    assert "refcoco-val: 1 without a mask: <p> at position N" in lines
     assert "refcoco-val: 2 questions have no such visual prompt and were not asked" in lines
     assert "refcoco-val: 1 records skipped: ... does not exist" in lines
 
@@ -94,13 +94,24 @@ def test_a_case_shows_annotation_and_answer(sample):
     turn = sample.turns[0]
     case = draw_case(turn, perfect(turn), sample, 1.0)
     nothing = draw_case(turn, Answer(failure="no <SEG>"), sample, 0.0)
-    right, wrong = np.asarray(case.picture).astype(int), np.asarray(nothing.picture).astype(int)
-    assert case.name == sample.name and nothing.failure == "no <SEG>"
-    # The annotation, on the left, is the same; the answers are not.
-    width = min(right.shape[1], wrong.shape[1]) // 3
-    height = min(right.shape[0], wrong.shape[0])
-    assert np.array_equal(right[:height, :width], wrong[:height, :width])
-    assert not np.array_equal(right, wrong)
+    assert case.name == sample.name and nothing.failure == "no <SEG>" and case.question == describe(turn)
+    assert case.picture.tobytes() == draw_case(turn, perfect(turn), sample, 1.0).picture.tobytes()
+    assert case.picture.tobytes() != nothing.picture.tobytes()
+
+
+def test_what_was_asked_in_words():
+    assert describe(category_sample(0).turns[0]) == "generic, 5 categories"
+    assert describe(referring_sample(2).turns[1]) == "the middle shape"
+    turn = visual_sample(6).turns[0]
+    kinds = ", ".join(dict.fromkeys(regions[0].kind for regions in turn.regions))
+    assert describe(turn) == f"visual-grounded, {kinds}: {', '.join(turn.labels)}"
+    assert describe(replace(turn, labels=())) == f"visual-grounded, {kinds}"
+
+
+def test_a_conversation_without_an_image_has_a_picture_too():
+    sample = chat_sample(0, with_image=False)
+    case = draw_case(sample.turns[0], Answer(text="A cup."), sample, 0.0)
+    assert case.picture.width > 200 and case.question == sample.turns[0].text
 
 
 def test_uncertain_instances_are_not_shown():

@@ -1,5 +1,6 @@
 """Masks for things that are not there, beside things that are."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from tiny_training import category_sample, fitting_model, tiny_processor
 from xsam_training.data.samples import AnnotatedSample, Turn, encode_masks
+from xsam_training.evaluation.predictor import GREEDY
 from xsam_training.probes import hallucination
 from xsam_training.probes.hallucination import area_under_roc, probe_hallucination
 
@@ -66,7 +68,8 @@ def stand_in(monkeypatch, answers):
         def __init__(self, model, processor):
             pass
 
-        def run(self, samples, max_new_tokens):
+        def run(self, samples, max_new_tokens, generate_kwargs):
+            assert generate_kwargs == GREEDY
             asked.extend(samples)
             return [
                 SimpleNamespace(
@@ -135,7 +138,7 @@ def test_things_alone_are_asked_by_default(monkeypatch):
     assert report.settings["absent questions"] == report.settings["present questions"] == 1
     # Nothing is no mask, whatever the threshold.
     assert report.figures["absent segmented"] == report.figures["present segmented"] == 0
-    assert report.figures["AUC"] == 0.5
+    assert math.isnan(report.figures["AUC"])
 
 
 def test_the_seed_draws_the_questions(monkeypatch):
@@ -164,7 +167,10 @@ def test_a_random_model(seed, tmp_path):
     model = fitting_model(PROCESSOR, seed=seed).eval()
     report = probe_hallucination(model, PROCESSOR, samples, with_stuff=True, max_new_tokens=12)
     assert report.settings["absent questions"] == report.settings["present questions"] > 0
-    assert all(0 <= value <= 1 for value in report.figures.values())
+    shares = [value for name, value in report.figures.items() if name != "AUC"]
+    assert all(0 <= value <= 1 for value in shares)
+    # Without any mask there is no score to compare.
+    assert math.isnan(report.figures["AUC"]) == (not any(case["score"] for case in report.cases))
     assert all(case["failure"] for case in report.cases if not case["has_seg"])
     report.save(tmp_path)
     assert (tmp_path / "hallucination.json").is_file()
