@@ -205,7 +205,7 @@ def _report(output: Path | None, settings: Any, results: Iterator[Any], samples:
     Write the results, each when it is there, and print their table, also if the next one fails; only the main process has
     any.
     """
-    from xsam_training.evaluate import save_results
+    from xsam_training.evaluate import save_page, save_results
     from xsam_training.evaluation.report import table
 
     done: list[Any] = []
@@ -213,12 +213,12 @@ def _report(output: Path | None, settings: Any, results: Iterator[Any], samples:
         for result in results:
             done.append(result)
             if output is not None:
-                page = save_results(output, settings, done, samples)
+                save_results(output, settings, done)
     finally:
         if done:
             typer.echo(table(done))
             if output is not None:
-                typer.echo(f"\nworst and best cases: {page}")
+                typer.echo(f"\nworst and best cases: {save_page(output, settings, done, samples)}")
 
 
 @app.command("make-vgd")

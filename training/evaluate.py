@@ -394,16 +394,10 @@ def predictions_folder(output: Path) -> Path:
     return output.with_suffix("") / "predictions"
 
 
-def save_results(
-    output: Path, settings: EvaluationSettings, results: Sequence[BenchmarkResult], samples: bool = False
-) -> Path:
+def save_results(output: Path, settings: EvaluationSettings, results: Sequence[BenchmarkResult]) -> None:
     """
     Write the results with settings and versions to a JSON file, beside those of other benchmarks that it already has for
-    the same settings, and to a folder beside it the page with the worst and best cases and, if wanted, a line for each
-    question.
-
-    Returns:
-        The page.
+    the same settings.
     """
     content = {
         "settings": asdict(settings),
@@ -416,6 +410,17 @@ def save_results(
         },
     }
     output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def save_page(
+    output: Path, settings: EvaluationSettings, results: Sequence[BenchmarkResult], samples: bool = False
+) -> Path:
+    """
+    Write the page with the worst and best cases and, if wanted, a line for each question to the folder beside a JSON file.
+
+    Returns:
+        The page.
+    """
     folder = output.with_suffix("")
     # Lines of an earlier run would stand beside figures that they do not belong to.
     (folder / SAMPLES_FILE).unlink(missing_ok=True)

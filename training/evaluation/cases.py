@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from io import BytesIO
 from textwrap import shorten
 from typing import Any, Protocol
 
@@ -39,14 +40,14 @@ class Case:
         question: what was asked.
         quality: 0 to 1.
         failure: see `Answer`.
-        picture: annotation and prediction, with their titles.
+        picture: annotation and prediction, with their titles, as a JPEG file.
     """
 
     name: str
     question: str
     quality: float
     failure: str
-    picture: Image.Image
+    picture: bytes = field(repr=False)
 
 
 def extremes(records: Sequence[Ranked], count: int) -> tuple[list[int], list[int]]:
@@ -72,7 +73,9 @@ def draw_case(turn: Turn, answer: Answer, sample: AnnotatedSample, quality: floa
         (f"{title}: annotation", _drawn(image, [*_prompts(turn, image), *_ignored(turn, image), *annotated], text)),
         (f"answer{'' if has_mask else ', without a mask'}", _drawn(image, answered, answer.text)),
     ]
-    return Case(sample.name, asked, quality, answer.failure, contact_sheet(pictures, columns=2))
+    file = BytesIO()
+    contact_sheet(pictures, columns=2).save(file, "JPEG", quality=90)
+    return Case(sample.name, asked, quality, answer.failure, file.getvalue())
 
 
 def describe(turn: Turn) -> str:

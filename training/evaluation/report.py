@@ -145,7 +145,7 @@ def write_page(results: Sequence[BenchmarkResult], settings: dict[str, Any], fol
         for title, cases in (("Worst", result.worst), ("Best", result.best)):
             for number, case in enumerate(cases):
                 file = pictures / f"{result.name}-{title.lower()}-{number}.jpg"
-                case.picture.convert("RGB").save(file, quality=90)
+                file.write_bytes(case.picture)
                 files[result.name, title, number] = f"pictures/{file.name}"
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
     page = folder / "index.html"
