@@ -205,7 +205,7 @@ def _report(output: Path | None, settings: Any, results: Iterator[Any], samples:
     Write the results, each when it is there, and print their table, also if the next one fails; only the main process has
     any.
     """
-    from xsam_training.evaluate import save_page, save_results
+    from xsam_training.evaluate import predictions_folder, save_page, save_results
     from xsam_training.evaluation.report import table
 
     done: list[Any] = []
@@ -214,6 +214,10 @@ def _report(output: Path | None, settings: Any, results: Iterator[Any], samples:
             done.append(result)
             if output is not None:
                 save_results(output, settings, done)
+    except KeyboardInterrupt:
+        if output is not None:
+            typer.echo(f"stopped; the same command goes on from the answers in {predictions_folder(output)}")
+        raise
     finally:
         if done:
             typer.echo(table(done))

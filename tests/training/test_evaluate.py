@@ -172,6 +172,27 @@ def test_what_is_done_stays_when_the_next_fails(root, settings, tmp_path):
     command(root, "score", output, "--data", root, "--benchmark", "refcoco-testA")
 
 
+def test_who_stops_a_run_learns_how_it_goes_on(root, settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, "build_predictor", lambda *_: Counting(oracle, last=4))
+    output = tmp_path / "results.json"
+    arguments = (
+        "evaluate",
+        settings.model,
+        "--data",
+        root,
+        "--output",
+        output,
+        "--benchmark",
+        "coco-panoptic,coco-semantic",
+    )
+    result = CliRunner().invoke(app, [str(each) for each in arguments])
+    assert result.exit_code != 0 and "stopped; the same command goes on" in result.output
+    assert list(json.loads(output.read_text())["benchmarks"]) == ["coco-panoptic"]
+    monkeypatch.setattr(evaluation, "build_predictor", lambda *_: Counting(oracle, last=2))
+    command(root, *arguments)
+    assert list(json.loads(output.read_text())["benchmarks"]) == ["coco-panoptic", "coco-semantic"]
+
+
 @pytest.mark.parametrize("change", [{"template_seed": 3}, {"weights": "0123"}, {"protocol": "generate"}])
 def test_predictions_of_other_settings_are_not_mixed(root, settings, predictor, tmp_path, change):
     evaluate(select_benchmarks("coco-semantic"), root, replace(settings, limit=1), predictor, tmp_path / "p")
