@@ -17,6 +17,13 @@ app = typer.Typer(
 app.add_typer(probe_app, name="probe")
 
 
+# Options that evaluating and scoring have in common.
+TextEncoder = Annotated[str, typer.Option(help="compares phrases of captions: folder or Hub id, or words")]
+Samples = Annotated[bool, typer.Option(help="also write a line for each question")]
+Cases = Annotated[int, typer.Option(help="worst and best answers on the page, each")]
+OnBrokenRecord = Annotated[Literal["skip", "raise"], typer.Option(help="what an unusable annotation does")]
+
+
 @app.command()
 def segment(
     image: Annotated[Path, typer.Argument(help="image file")],
@@ -125,12 +132,10 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(help="longest generated answer, in tokens")] = 512,
     questions_at_once: Annotated[int, typer.Option(help="questions about an image that are asked together")] = 8,
     dtype: Annotated[str, typer.Option(help="of the weights, such as bfloat16")] = "auto",
-    text_encoder: Annotated[
-        str, typer.Option(help="compares phrases of captions: folder or Hub id, or words")
-    ] = "bert-base-uncased",
-    samples: Annotated[bool, typer.Option(help="also write a line for each question")] = False,
-    cases: Annotated[int, typer.Option(help="worst and best answers on the page, each")] = 8,
-    on_error: Annotated[Literal["skip", "raise"], typer.Option(help="what an unusable annotation does")] = "raise",
+    text_encoder: TextEncoder = "bert-base-uncased",
+    samples: Samples = False,
+    cases: Cases = 8,
+    on_error: OnBrokenRecord = "raise",
 ) -> None:
     """Measure a checkpoint on benchmarks. With several processes: accelerate launch -m xsam_training.cli evaluate ..."""
     from dataclasses import replace
@@ -165,12 +170,10 @@ def score(
         str | None, typer.Option(help="names of some of the stored benchmarks, separated by commas")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="samples of each data set; by default as in the JSON file")] = None,
-    text_encoder: Annotated[
-        str, typer.Option(help="compares phrases of captions: folder or Hub id, or words")
-    ] = "bert-base-uncased",
-    samples: Annotated[bool, typer.Option(help="also write a line for each question")] = False,
-    cases: Annotated[int, typer.Option(help="worst and best answers on the page, each")] = 8,
-    on_error: Annotated[Literal["skip", "raise"], typer.Option(help="what an unusable annotation does")] = "raise",
+    text_encoder: TextEncoder = "bert-base-uncased",
+    samples: Samples = False,
+    cases: Cases = 8,
+    on_error: OnBrokenRecord = "raise",
 ) -> None:
     """Score stored predictions once more, without the model."""
     from dataclasses import replace

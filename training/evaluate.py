@@ -266,8 +266,7 @@ def _evaluate_one(
     gathered.sort(key=lambda record: (record.sample, record.turn))
     summary = metric.summary([record.measurement for record in gathered])
     worst, best = extremes(gathered, num_cases)
-    # What the other processes have stored is not known to the store that was opened before.
-    drawn = _draw(prepared, PredictionStore(folder, state.process_index), [gathered[i] for i in (*worst, *best)])
+    drawn = _draw(prepared, folder, [gathered[place] for place in (*worst, *best)])
     return BenchmarkResult(
         name=benchmark.name,
         metric=benchmark.metric,
@@ -284,8 +283,11 @@ def _evaluate_one(
     )
 
 
-def _draw(prepared: _Prepared, store: PredictionStore, records: Sequence[QuestionRecord]) -> list[Case]:
-    cases = []
+def _draw(prepared: _Prepared, folder: Path, records: Sequence[QuestionRecord]) -> list[Case]:
+    if not records:
+        return []
+    # What the other processes have stored is not known to a store that was opened before.
+    store, cases = PredictionStore(folder), []
     for record in records:
         sample = prepared.benchmark.asked(prepared.reader[record.sample])
         answer = store.get(record.sample, sample)[record.turn]

@@ -14,12 +14,11 @@ from PIL import Image
 from processing_xsam.visualization_xsam import contact_sheet, visualize
 
 from ..data.samples import AnnotatedSample, Turn, decode_masks
-from ..pictures import annotated_segments, answered_segments
+from ..pictures import TITLE_LENGTH, annotated_segments, answered_segments
 from .answers import Answer
 
 # Instance segmentation answers with a segment for every query; of those with a low score pictures show none.
 LEAST_SHOWN_SCORE = 0.3
-TITLE_LENGTH = 42
 # Of images that are drawn, and of the one that stands for a conversation without an image.
 LEAST_WIDTH = 400
 BLANK_SIZE = (400, 40)

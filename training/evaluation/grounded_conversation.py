@@ -18,7 +18,7 @@ from ..data.samples import RLE, Turn, check_sizes
 from .answers import Answer, AnsweredSegment
 from .average_precision import AveragePrecision, PrecisionMeasurement
 from .captions import check_captioning, score_captions
-from .metric import Metric
+from .metric import Metric, mean
 from .text_similarity import TextSimilarity
 
 # From which masks, and which words, are a match.
@@ -108,7 +108,7 @@ class GroundedConversation(Metric[GroundedCaption]):
             "METEOR": captions.meteor,
             "CIDEr": captions.cider,
             "AP50": self._precision.figures([each.precision for each in measurements])["AP50"],
-            "mIoU": sum(each.miou for each in measurements) / len(measurements) if measurements else float("nan"),
+            "mIoU": mean(each.miou for each in measurements),
             "mask recall": recalled / num_labels if num_labels else float("nan"),
         }
 

@@ -14,11 +14,10 @@ from pycocotools import mask as coco_mask
 from processing_xsam.prompts_xsam import get_task
 
 from ..data.samples import RLE, AnnotatedSample, Turn, encode_masks
+from ..pictures import TITLE_LENGTH
 
 # IoU from which a prediction is an object, and share of its pixels from which an object is covered.
 FOUND = 0.5
-# Characters that stand above a picture without reaching into the next one.
-TITLE_LENGTH = 42
 
 
 @dataclass(frozen=True)
