@@ -104,9 +104,12 @@ def test_captions_say_what_their_masks_show():
             assert (middle == ["small"]) == (number == 1 and shown[0].size == "small")
 
 
+QUESTIONS = ["existence", "count", "color"]
+
+
 def test_chats_are_right():
     """Counted anew from the words of each question."""
-    for things, turn in pairs(ShapeWorldReader(tasks=["chat"], count=120)):
+    for things, turn in pairs(ShapeWorldReader(tasks=["chat"], families=QUESTIONS, count=120)):
         if existence := re.fullmatch(r"Is there an? (\w+) (\w+)\?", turn.text):
             expected = "Yes." if any((each.color, each.kind) == existence.groups() for each in things) else "No."
         elif count := re.fullmatch(r"How many (?:(\w+) )?(\w+) are there\?", turn.text):
@@ -141,10 +144,23 @@ def test_counts_are_spread():
 
 
 def test_a_chat_has_three_or_four_questions_and_none_twice():
-    samples = list(ShapeWorldReader(tasks=["chat"], count=60))
+    samples = list(ShapeWorldReader(tasks=["chat"], families=QUESTIONS, count=60))
     assert {len(sample.turns) for sample in samples} == {3, 4}
     for sample in samples:
         assert len({turn.text for turn in sample.turns}) == len(sample.turns)
+
+
+def test_a_description_is_the_caption_and_comes_last():
+    chats, captions = (
+        ShapeWorldReader(tasks=["chat"], count=30),
+        ShapeWorldReader(tasks=["grounded-conversation"], count=30),
+    )
+    for chat, captioned in zip(chats, captions, strict=True):
+        assert chat.turns[-1].text == "What is in this picture?"
+        assert chat.turns[-1].answer == captioned.turns[0].answer
+        assert len(chat.turns) in (4, 5)
+    alone = ShapeWorldReader(tasks=["chat"], families=["description"], count=3)
+    assert all([turn.text for turn in sample.turns] == ["What is in this picture?"] for sample in alone)
 
 
 def test_a_fact_asks_for_the_only_thing_that_it_is_true_of():

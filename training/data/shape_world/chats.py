@@ -1,4 +1,4 @@
-"""Conversations about a scene in words: whether something is there, how many, and of which colour."""
+"""Conversations about a scene in words: whether something is there, how many, of which colour, and all in a sentence."""
 
 from __future__ import annotations
 
@@ -8,31 +8,38 @@ from collections.abc import Callable, Sequence
 from itertools import product
 
 from ..samples import Turn
+from .captions import caption
 from .expressions import Description
 from .families import draw_unique
-from .scene import Thing
+from .scene import Scene, Thing
 from .vocabulary import NUMBERS, Combination, Vocabulary, plural, sentence, with_article
 
 FEWEST_TURNS, MOST_TURNS = 3, 4
 TRIES = 12
+DESCRIPTION = "description"
+WHAT_IS_THERE = "What is in this picture?"
 
 Things = Sequence[Thing]
 
 
-def draw_chat(families: Sequence[str], things: Things, vocabulary: Vocabulary, rng: random.Random) -> list[Turn]:
+def draw_chat(families: Sequence[str], scene: Scene, vocabulary: Vocabulary, rng: random.Random) -> list[Turn]:
     """
-    A conversation of three or four questions, each of a drawn family; fewer if the scene gives no others.
+    A conversation of three or four questions, each of a drawn family; fewer if the scene gives no others. A description
+    comes last: it would give the other answers away.
 
     Args:
-        families: names of `CHAT_FAMILIES`.
+        families: names of `CHAT_FAMILIES`, or "description".
         vocabulary: only its combinations are named.
     """
+    asked = [family for family in families if family != DESCRIPTION]
     turns: dict[str, Turn] = {}
     count = rng.randint(FEWEST_TURNS, MOST_TURNS)
-    for _ in range(TRIES):
-        turn = CHAT_FAMILIES[rng.choice(families)](things, vocabulary, rng)
+    for _ in range(TRIES if asked else 0):
+        turn = CHAT_FAMILIES[rng.choice(asked)](scene.things, vocabulary, rng)
         if turn is not None and len(turns) < count:
             turns.setdefault(turn.text, turn)
+    if DESCRIPTION in families:
+        turns.setdefault(WHAT_IS_THERE, Turn("chat", text=WHAT_IS_THERE, answer=caption(scene).answer))
     return list(turns.values())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..samples import Region, Turn
 from .captions import caption
-from .chats import CHAT_FAMILIES, draw_chat
+from .chats import CHAT_FAMILIES, DESCRIPTION, draw_chat
 from .families import FAMILIES, draw_expression
 from .options import World
 from .scene import Scene
@@ -27,7 +27,10 @@ REASONING_QUESTIONS = (
     "Find the thing that {fact}.",
 )
 # The families of the tasks that have some.
-TASK_FAMILIES: dict[str, tuple[str, ...]] = {"referring": tuple(FAMILIES), "chat": tuple(CHAT_FAMILIES)}
+TASK_FAMILIES: dict[str, tuple[str, ...]] = {
+    "referring": tuple(FAMILIES),
+    "chat": (*CHAT_FAMILIES, DESCRIPTION),
+}
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def _visual_grounded(subject: Subject) -> list[Turn]:
 
 def _chat(subject: Subject) -> list[Turn]:
     rng = subject.rng("chat")
-    return draw_chat(subject.families_of("chat"), subject.scene.things, subject.vocabulary, rng)
+    return draw_chat(subject.families_of("chat"), subject.scene, subject.vocabulary, rng)
 
 
 TASK_TURNS: dict[str, Callable[[Subject], list[Turn]]] = {
