@@ -25,6 +25,19 @@ Output = Annotated[Path | None, typer.Option(help="folder for the figures as JSO
 Dtype = Annotated[str, typer.Option(help="of the weights, such as bfloat16")]
 Threshold = Annotated[float, typer.Option(help="score from which a mask counts")]
 
+# Of the probes that train a recipe twice.
+TRAINS = {"allow_extra_args": True, "ignore_unknown_options": True}
+Recipe = Annotated[
+    Path, typer.Argument(help="YAML file; --field=value overrides its fields, --model=FOLDER the start")
+]
+Benchmarks = Annotated[str, typer.Option(help="benchmarks that both runs are measured on, see xsam evaluate")]
+Steps = Annotated[int, typer.Option(help="steps of each run")]
+RunsOutput = Annotated[Path, typer.Option(help="folder for both runs, figures and pictures")]
+SampleLimit = Annotated[int | None, typer.Option(help="samples of each data set, from its first")]
+ProtocolName = Annotated[Literal["xsam", "generate"], typer.Option(help="see xsam evaluate")]
+NewTokens = Annotated[int, typer.Option(help="longest generated answer, in tokens")]
+TextEncoder = Annotated[str, typer.Option(help="see xsam evaluate")]
+
 
 @app.command("prompt-injection")
 def prompt_injection(
@@ -165,20 +178,18 @@ def hallucination(
         _show(report, output)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=TRAINS)
 def mixture(
     context: typer.Context,
-    recipe: Annotated[
-        Path, typer.Argument(help="YAML file; --field=value overrides its fields, --model=FOLDER the start")
-    ],
-    benchmark: Annotated[str, typer.Option(help="benchmarks that both runs are measured on, see xsam evaluate")],
+    recipe: Recipe,
+    benchmark: Benchmarks,
     data: Data,
-    steps: Annotated[int, typer.Option(help="steps of each run")],
-    output: Annotated[Path, typer.Option(help="folder for both runs, figures and pictures")],
-    limit: Annotated[int | None, typer.Option(help="samples of each data set, from its first")] = None,
-    protocol: Annotated[Literal["xsam", "generate"], typer.Option(help="see xsam evaluate")] = "xsam",
-    max_new_tokens: Annotated[int, typer.Option(help="longest generated answer, in tokens")] = 512,
-    text_encoder: Annotated[str, typer.Option(help="see xsam evaluate")] = "bert-base-uncased",
+    steps: Steps,
+    output: RunsOutput,
+    limit: SampleLimit = None,
+    protocol: ProtocolName = "xsam",
+    max_new_tokens: NewTokens = 512,
+    text_encoder: TextEncoder = "bert-base-uncased",
 ) -> None:
     """What does resampling of the data sets change for each task? Trains a recipe with and without it."""
     from ..evaluation.benchmarks import select_benchmarks
@@ -192,6 +203,47 @@ def mixture(
             data,
             steps=steps,
             output=output,
+            limit=limit,
+            protocol=protocol,
+            max_new_tokens=max_new_tokens,
+            text_encoder=text_encoder,
+        )
+        _show(report, output)
+
+
+@app.command(context_settings=TRAINS)
+def ablation(
+    context: typer.Context,
+    recipe: Recipe,
+    benchmark: Benchmarks,
+    data: Data,
+    steps: Steps,
+    output: RunsOutput,
+    forget: Annotated[str, typer.Option(help="modules that get new random weights, as PART,PART")] = "",
+    silence: Annotated[str, typer.Option(help="projectors whose outputs are held at zero, as PART,PART")] = "",
+    variant: Annotated[
+        list[str] | None, typer.Option(help="FIELD=VALUE of the recipe that differs; may be repeated")
+    ] = None,
+    limit: SampleLimit = None,
+    protocol: ProtocolName = "xsam",
+    max_new_tokens: NewTokens = 512,
+    text_encoder: TextEncoder = "bert-base-uncased",
+) -> None:
+    """What is a part of the model, or a choice of a recipe, worth? Trains a recipe with and without it."""
+    from ..evaluation.benchmarks import select_benchmarks
+    from .ablation import probe_ablation
+
+    with _errors():
+        report = probe_ablation(
+            recipe,
+            context.args,
+            select_benchmarks(benchmark),
+            data,
+            steps=steps,
+            output=output,
+            forget=_names(forget),
+            silence=_names(silence),
+            variants=variant or (),
             limit=limit,
             protocol=protocol,
             max_new_tokens=max_new_tokens,
@@ -234,6 +286,10 @@ def _pair(value: str | None) -> tuple[int, int] | None:
     except ValueError as error:
         raise ValueError(f"--tiles {value}: expected two numbers, such as 2,3") from error
     return rows, columns
+
+
+def _names(value: str) -> list[str]:
+    return [name.strip() for name in value.split(",") if name.strip()]
 
 
 def _show(report: ProbeReport | None, output: Path | None) -> None:
