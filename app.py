@@ -3,15 +3,13 @@ All tasks of X-SAM in the browser.
 
     python app.py [--model PATH_OR_HUB_ID] [--port N]
 
-Without a model it starts with tiny random weights, which show how the page works and nothing else.
+Without a model it starts with the small one of the package, which knows only a generated world of coloured shapes.
 """
 
 from __future__ import annotations
 
 import argparse
 import html
-import importlib.util
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,16 +22,16 @@ from transformers import Pipeline, pipeline
 
 import modeling_xsam  # noqa: F401  registers the model
 import processing_xsam  # noqa: F401  registers the processor and the pipeline
+from processing_xsam.enlarge_xsam import enlarge, enlargement
 from processing_xsam.prompts_xsam import TASKS
 from processing_xsam.visualization_xsam import visualize
+from xsam_training.data.shape_world.reader import ShapeWorldReader
 
-EXAMPLES = Path(__file__).resolve().parent / "examples"
+PHOTO = Path(__file__).resolve().parent / "examples" / "coffee.png"
+# A scene of the generated world that training does not have, with what `SHAPES` suggests.
+SCENE = 97
 TABLE_HEADERS = ["label", "score", "box (x0, y0, x1, y1)", "area (pixels)"]
 POINT_MODE, BOX_MODE = "Point", "Box"
-RANDOM_WEIGHTS_NOTICE = (
-    "**These weights are random, so the masks and words on this page are meaningless.** "
-    "Start `python app.py --model PATH_OR_HUB_ID` for a trained model."
-)
 INTRODUCTION = """# X-SAM
 From segment anything to any segmentation: choose a task, say or click what you look for, press *Segment*."""
 TASK_HELP = {
@@ -45,11 +43,6 @@ TASK_HELP = {
     "interactive": "The object under each point or box: click on the image.",
     "visual-grounded": "Everything that looks like what you mark: click on the image.",
     "chat": "An answer in words; the image may be left out.",
-}
-TEXT_PLACEHOLDERS = {
-    "referring": "the cup on the saucer",
-    "reasoning": "What can one drink from?",
-    "chat": "What is this?",
 }
 # The inputs that a task uses, by where its phrases come from.
 FIELDS_OF_SOURCE = {
@@ -73,6 +66,60 @@ Click = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Suggestions:
+    """
+    What the page offers to ask a model, and says of it.
+
+    Args:
+        text: that stands there at the start, for referring.
+        placeholders: of the text, by task.
+        things, stuff: categories, comma-separated.
+        examples: images to click on, files or RGB.
+        notice: Markdown to be shown at the top.
+    """
+
+    text: str
+    placeholders: Mapping[str, str]
+    things: str
+    stuff: str
+    examples: Sequence[str | Image.Image]
+    notice: str = ""
+
+
+def photo_suggestions() -> Suggestions:
+    """For a model that knows the world."""
+    return Suggestions(
+        text="the cup",
+        placeholders={
+            "referring": "the cup on the saucer",
+            "reasoning": "What can one drink from?",
+            "chat": "What is this?",
+        },
+        things="cup, spoon, saucer",
+        stuff="table",
+        examples=[str(PHOTO)],
+    )
+
+
+def shape_suggestions() -> Suggestions:
+    """For the small model of the package."""
+    scene = ShapeWorldReader(tasks=["grounded-conversation"], split="test")[SCENE].image
+    return Suggestions(
+        text="the dotted triangle",
+        placeholders={
+            "referring": "the small star left of the black star",
+            "reasoning": "Which shape looks like a plus sign?",
+            "chat": "How many stars are there?",
+        },
+        things="circle, square, triangle, star, cross, ring",
+        stuff="sky, clouds, cliffs, grass, sand, water",
+        examples=[scene, str(PHOTO)],
+        notice="**This small model knows only a generated world of coloured shapes, such as the first example. What it "
+        "says of photographs means nothing.** Start `python app.py --model PATH_OR_HUB_ID` for another model.",
+    )
+
+
+@dataclass(frozen=True)
 class Photo:
     """
     What a visitor uploaded.
@@ -84,6 +131,16 @@ class Photo:
 
     image: Image.Image
     features: Any = None
+
+    @property
+    def shown(self) -> Image.Image:
+        """As the page shows it: small ones enlarged, so that one can click on what is in them."""
+        return enlarge(self.image)[0]
+
+    @property
+    def scale(self) -> int:
+        """Pixels that are shown for one of the image."""
+        return enlargement(self.image)
 
 
 def fields_of(task_name: str) -> set[str]:
@@ -149,11 +206,12 @@ def table_rows(segments: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     ]
 
 
-def draw_clicks(image: Image.Image, clicks: Sequence[Click], click_mode: str) -> Image.Image:
-    """The image with its points, or its boxes and the corner that waits for its opposite."""
-    marked = image.copy()
+def draw_clicks(photo: Photo, clicks: Sequence[Click], click_mode: str) -> Image.Image:
+    """The shown image with its points, or its boxes and the corner that waits for its opposite."""
+    marked, scale = photo.shown, photo.scale
     draw = ImageDraw.Draw(marked)
-    unit = max(image.size) / 300
+    unit = max(marked.size) / 300
+    clicks = [(x * scale + scale // 2, y * scale + scale // 2) for x, y in clicks]
     for x0, y0, x1, y1 in visual_prompts(clicks, BOX_MODE)["boxes"] if click_mode == BOX_MODE else []:
         draw.rectangle((x0, y0, x1, y1), outline="black", width=round(2 * unit) + 2)
         draw.rectangle((x0 + 1, y0 + 1, max(x0 + 1, x1 - 1), max(y0 + 1, y1 - 1)), outline="white", width=round(unit))
@@ -187,18 +245,19 @@ def run_segmentation(
         # The page reads messages as HTML.
         raise gr.Error(html.escape(str(error)), print_exception=False) from error
     segments, text = (result["segments"], result["text"]) if isinstance(result, dict) else (result, "")
-    overlay = None if image is None else visualize(image, segments, text if segments and text else None)
+    overlay = None if image is None else visualize(*enlarge(image, segments), text if segments and text else None)
     count = "No segment" if not segments else f"{len(segments)} segment{'s' * (len(segments) > 1)}"
     return photo, overlay, table_rows(segments), text, f"{count} in {time.perf_counter() - start:.1f} s"
 
 
-def _task_inputs() -> dict[str, gr.components.Component]:
+def _task_inputs(suggestions: Suggestions) -> dict[str, gr.components.Component]:
     """The inputs that only some tasks use, by name."""
     shown = fields_of("referring")
+    placeholder = suggestions.placeholders["referring"]
     fields = {
-        "text": gr.Textbox("the cup", label="Text", placeholder=TEXT_PLACEHOLDERS["referring"], lines=2),
-        "things": gr.Textbox("cup, spoon, saucer", label="Things, comma-separated"),
-        "stuff": gr.Textbox("table", label="Stuff, comma-separated"),
+        "text": gr.Textbox(suggestions.text, label="Text", placeholder=placeholder, lines=2),
+        "things": gr.Textbox(suggestions.things, label="Things, comma-separated"),
+        "stuff": gr.Textbox(suggestions.stuff, label="Stuff, comma-separated"),
         "subtask": gr.Radio(["panoptic", "instance", "semantic"], value="panoptic", label="Subtask"),
     }
     fields["click_mode"] = gr.Radio(
@@ -227,17 +286,19 @@ def _share(value: float, label: str) -> gr.Slider:
     return gr.Slider(0, 1, value, step=0.05, label=label)
 
 
-def _show_task(task_name: str, names: Sequence[str]) -> list[Any]:
+def _show_task(task_name: str, names: Sequence[str], placeholders: Mapping[str, str]) -> list[Any]:
     """Updates of the inputs `names`: those of a task are visible, and its help stands below the choice of tasks."""
     shown = fields_of(task_name)
     updates = [gr.update(visible=name in shown) for name in names]
     if "text" in shown:
-        updates[names.index("text")] = gr.update(visible=True, placeholder=TEXT_PLACEHOLDERS[task_name])
+        updates[names.index("text")] = gr.update(visible=True, placeholder=placeholders[task_name])
     return [gr.update(info=TASK_HELP[task_name]), *updates]
 
 
-def _start_photo(image: Image.Image | None) -> tuple[Photo | None, list[Click]]:
-    return (None if image is None else Photo(image)), []
+def _start_photo(image: Image.Image | None) -> tuple[Photo | None, list[Click], Any]:
+    """The photo, no clicks, and what is shown, if that is not what is there already."""
+    photo = None if image is None else Photo(image)
+    return photo, [], gr.skip() if photo is None or photo.scale == 1 else photo.shown
 
 
 def _add_click(
@@ -246,46 +307,51 @@ def _add_click(
     """A click on the image, for tasks that use one."""
     if photo is None or "click_mode" not in fields_of(task_name):
         return gr.skip(), clicks
-    x, y = event.index
-    clicks = [*clicks, (min(int(x), photo.image.width - 1), min(int(y), photo.image.height - 1))]
-    return draw_clicks(photo.image, clicks, click_mode), clicks
+    x, y = (int(coordinate) // photo.scale for coordinate in event.index)
+    clicks = [*clicks, (min(x, photo.image.width - 1), min(y, photo.image.height - 1))]
+    return draw_clicks(photo, clicks, click_mode), clicks
 
 
 def _clear_clicks(photo: Photo | None) -> tuple[Image.Image | None, list[Click]]:
-    return (None if photo is None else photo.image), []
+    return (None if photo is None else photo.shown), []
 
 
-def build_app(segment: Pipeline, notice: str = "") -> gr.Blocks:
+def build_app(segment: Pipeline, suggestions: Suggestions) -> gr.Blocks:
     """
     The page.
 
     Args:
         segment: an any-segmentation pipeline.
-        notice: Markdown to be shown at the top.
+        suggestions: what fits its model.
     """
     with gr.Blocks(title="X-SAM", analytics_enabled=False) as app:
         gr.Markdown(INTRODUCTION)
-        if notice:
-            gr.Markdown(notice, elem_id="notice", container=True)
+        if suggestions.notice:
+            gr.Markdown(suggestions.notice, elem_id="notice", container=True)
         photo, clicks = gr.State(None), gr.State([])
         with gr.Row():
             with gr.Column():
                 canvas = gr.Image(
-                    label="Image", type="pil", sources=["upload", "clipboard"], height=380, elem_id="canvas"
+                    label="Image",
+                    type="pil",
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    height=380,
+                    elem_id="canvas",
                 )
                 gr.Examples(
-                    [[str(EXAMPLES / "coffee.png")]],
+                    [[example] for example in suggestions.examples],
                     inputs=canvas,
-                    outputs=[photo, clicks],
+                    outputs=[photo, clicks, canvas],
                     fn=_start_photo,
                     run_on_click=True,
                     cache_examples=False,
-                    label="Example",
+                    label="Examples",
                 )
                 task = gr.Dropdown(
                     list(TASKS), value="referring", label="Task", info=TASK_HELP["referring"], elem_id="task"
                 )
-                fields = _task_inputs()
+                fields = _task_inputs(suggestions)
                 submit = gr.Button("Segment", variant="primary", elem_id="submit")
             with gr.Column():
                 overlay = gr.Image(
@@ -313,35 +379,30 @@ def build_app(segment: Pipeline, notice: str = "") -> gr.Blocks:
 
         inputs = {photo, clicks, task, *fields.values()}
         gr.on([submit.click, fields["text"].submit], run, inputs, [photo, overlay, table, answer, summary])
-        _connect_inputs(photo, clicks, canvas, task, fields)
+        _connect_inputs(photo, clicks, canvas, task, fields, suggestions.placeholders)
     return app
 
 
 def _connect_inputs(
-    photo: gr.State, clicks: gr.State, canvas: gr.Image, task: gr.Dropdown, fields: Mapping[str, Any]
+    photo: gr.State,
+    clicks: gr.State,
+    canvas: gr.Image,
+    task: gr.Dropdown,
+    fields: Mapping[str, Any],
+    placeholders: Mapping[str, str],
 ) -> None:
     """Events that only change what is asked."""
     names = list(fields)
     marks = [canvas, clicks]
-    canvas.upload(_start_photo, canvas, [photo, clicks])
+    canvas.upload(_start_photo, canvas, [photo, clicks, canvas])
     canvas.clear(lambda: (None, []), None, [photo, clicks])
     # Clicks may come faster than they are drawn.
     sources = [photo, clicks, task, fields["click_mode"]]
     canvas.select(_add_click, sources, marks, trigger_mode="multiple", show_progress="hidden")
     fields["click_mode"].input(_clear_clicks, photo, marks)
     fields["clear_clicks"].click(_clear_clicks, photo, marks)
-    task.input(lambda name: _show_task(name, names), task, [task, *fields.values()])
+    task.input(lambda name: _show_task(name, names, placeholders), task, [task, *fields.values()])
     task.input(_clear_clicks, photo, marks)
-
-
-def load_random_pipeline() -> Pipeline:
-    """A pipeline with tiny random weights, the same in every run."""
-    spec = importlib.util.spec_from_file_location("random_checkpoint", EXAMPLES / "random_checkpoint.py")
-    random_checkpoint = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(random_checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        random_checkpoint.save_random_checkpoint(folder)
-        return pipeline("any-segmentation", model=folder)
 
 
 def launch_options() -> dict[str, Any]:
@@ -356,13 +417,11 @@ def launch_options() -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="All tasks of X-SAM in the browser.")
-    parser.add_argument("--model", help="folder or Hub id; tiny random weights if left out")
+    parser.add_argument("--model", help="folder or Hub id; the small model of the package if left out")
     parser.add_argument("--port", type=int, help="the first free one from 7860 if left out")
     options = parser.parse_args()
-    if options.model is None:
-        app = build_app(load_random_pipeline(), RANDOM_WEIGHTS_NOTICE)
-    else:
-        app = build_app(pipeline("any-segmentation", model=options.model))
+    suggestions = shape_suggestions() if options.model is None else photo_suggestions()
+    app = build_app(pipeline("any-segmentation", model=options.model), suggestions)
     app.launch(server_port=options.port, share=False, **launch_options())
 
 

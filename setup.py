@@ -1,4 +1,7 @@
-"""Package metadata. The three import packages are named one by one: `training` is installed as `xsam_training`."""
+"""
+Package metadata. The three import packages are named one by one: `training` is installed as `xsam_training`, and the small
+checkpoint, the pipeline's default, as the data folder `xsam_tiny` of `processing_xsam`.
+"""
 
 from pathlib import Path
 
@@ -11,6 +14,8 @@ TRAIN = ["peft>=0.21", "pyyaml>=6", "tensorboard>=2.16", "trackio>=0.2"]
 EVALUATE = ["pycocoevalcap>=1.2", "pyyaml>=6"]
 TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "playwright>=1.50", *APP, *TRAIN, *EVALUATE]
 
+CHECKPOINT = ["README.md", "*config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"]
+
 setup(
     name="xsam",
     version="0.1.0",
@@ -22,14 +27,15 @@ setup(
     packages=[
         "modeling_xsam",
         "processing_xsam",
+        "processing_xsam.xsam_tiny",
         "xsam_training",
         "xsam_training.data",
         "xsam_training.data.shape_world",
         "xsam_training.evaluation",
         "xsam_training.probes",
     ],
-    package_dir={"xsam_training": "training"},
-    package_data={"xsam_training": ["recipes/*.yaml", "recipes/*/*.yaml"]},
+    package_dir={"xsam_training": "training", "processing_xsam.xsam_tiny": "hub_cards/xsam-tiny"},
+    package_data={"xsam_training": ["recipes/*.yaml", "recipes/*/*.yaml"], "processing_xsam.xsam_tiny": CHECKPOINT},
     entry_points={"console_scripts": ["xsam = xsam_training.cli:main"]},
     install_requires=[
         "transformers>=5.20,<6",

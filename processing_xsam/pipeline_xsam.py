@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
+from .default_model_xsam import warn_of_default
 from .image_processing_xsam import load_image
 from .passes_xsam import merge_passes, split_labels
 from .prompts_xsam import get_task, list_labels, text_phrase
@@ -85,6 +86,8 @@ class AnySegmentationPipeline(Pipeline):
     Images are paths, URLs, PIL images, arrays or bytes; a list, generator or dataset of them is processed with
     `batch_size`. Results are segments in the form of transformers' image-segmentation pipeline, a list of `{"label",
     "score", "mask" (PIL "L"), "box"}`; tasks that also answer in words give `{"text", "segments"}`.
+
+    Without a model it is a small checkpoint that knows only a generated world of coloured shapes, and says so.
     """
 
     _load_processor = True
@@ -92,6 +95,10 @@ class AnySegmentationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
     _pipeline_calls_generate = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        warn_of_default(self.model.name_or_path)
 
     def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
         """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 # None of them is needed to run a model.
-NOT_EXPORTED = ("__init__.py", "convert_xsam_to_hf.py", "published_xsam.py", "remote_code_xsam.py")
+NOT_EXPORTED = ("__init__.py", "convert_xsam_to_hf.py", "enlarge_xsam.py", "published_xsam.py", "remote_code_xsam.py")
 
 MODEL_CLASSES = {
     "AutoConfig": "configuration_xsam.XSAMConfig",

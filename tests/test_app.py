@@ -14,6 +14,11 @@ from PIL import Image
 gr = pytest.importorskip("gradio", reason="the page needs gradio")
 
 import app  # noqa: E402
+from processing_xsam import AnySegmentationPipeline  # noqa: E402
+from random_checkpoint import random_model, random_processor  # noqa: E402
+from xsam_training.data.shape_world.expressions import Description, Related  # noqa: E402
+from xsam_training.data.shape_world.reader import ShapeWorldReader  # noqa: E402
+from xsam_training.data.shape_world.scene import draw_scene  # noqa: E402
 
 PHOTO = Path(__file__).resolve().parents[1] / "examples" / "coffee.png"
 CHROMIUM = shutil.which("chromium")
@@ -45,7 +50,9 @@ CLICKS = [(300, 200), (470, 240)]
 
 @pytest.fixture(scope="module")
 def segment() -> Any:
-    return app.load_random_pipeline()
+    """Random weights, which always find something."""
+    processor = random_processor()
+    return AnySegmentationPipeline(model=random_model(processor), processor=processor)
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +78,46 @@ def test_a_task_shows_its_inputs(task, shown):
     shown = shown | {"mask_threshold"}
     assert app.fields_of(task) == shown
     names = [*VALUES, "clear_clicks"]
-    help_update, *updates = app._show_task(task, names)
-    assert help_update["info"] == app.TASK_HELP[task]
-    assert {name for name, update in zip(names, updates, strict=True) if update["visible"]} == shown
+    for suggestions in (app.photo_suggestions(), app.shape_suggestions()):
+        help_update, *updates = app._show_task(task, names, suggestions.placeholders)
+        assert help_update["info"] == app.TASK_HELP[task]
+        assert {name for name, update in zip(names, updates, strict=True) if update["visible"]} == shown
+        assert updates[names.index("text")].get("placeholder") == suggestions.placeholders.get(task)
 
 
 def test_the_page_has_an_input_for_each_name(segment):
     with gr.Blocks():
-        fields = app._task_inputs()
+        fields = app._task_inputs(app.photo_suggestions())
     assert set(fields) == set().union(*map(app.fields_of, app.TASKS))
     assert {name for name, field in fields.items() if field.visible} == app.fields_of("referring")
-    notice = [
-        block.value
-        for block in app.build_app(segment, app.RANDOM_WEIGHTS_NOTICE).blocks.values()
-        if block.elem_id == "notice"
+    assert [fields[name].value for name in ("text", "things", "stuff")] == ["the cup", "cup, spoon, saucer", "table"]
+
+
+def test_only_the_small_model_is_announced(segment):
+    shapes = app.shape_suggestions()
+    notices = [
+        [block.value for block in app.build_app(segment, suggestions).blocks.values() if block.elem_id == "notice"]
+        for suggestions in (shapes, app.photo_suggestions())
     ]
-    assert notice == [app.RANDOM_WEIGHTS_NOTICE]
-    assert all(block.elem_id != "notice" for block in app.build_app(segment).blocks.values())
+    assert notices == [[shapes.notice], []] and "knows only a generated world" in shapes.notice
+
+
+def test_suggestions_fit_the_scene():
+    """What is named and asked is there; the categories are those of the generated world."""
+    shapes = app.shape_suggestions()
+    reader = ShapeWorldReader(tasks=["generic"], split="test")
+    scene = draw_scene(reader.world, app.SCENE)
+    assert shapes.examples == [scene.image, str(PHOTO)]
+    (generic,) = reader[app.SCENE].turns
+    names = [*app.split_names(shapes.things), *app.split_names(shapes.stuff)]
+    assert tuple(names) == generic.labels
+    dotted, small = Description("triangle", texture="dotted"), Description("star", size="small")
+    for words, meant in (
+        (shapes.text, dotted),
+        (shapes.placeholders["referring"], Related(small, "left of", Description("star", "black"))),
+    ):
+        assert meant.text == words and meant.matches(scene.things).target is not None
+    assert [thing.kind for thing in scene.things].count("cross") == 1
 
 
 def test_arguments_are_those_of_the_task():
@@ -121,7 +151,7 @@ def test_clicks_are_points_or_corners():
 def test_clicks_are_drawn_on_a_copy(photo, mode):
     before = np.asarray(photo.image).copy()
     clicks = [(470, 240), (300, 200)]
-    changed = (np.asarray(app.draw_clicks(photo.image, clicks, mode)) != before).any(-1)
+    changed = (np.asarray(app.draw_clicks(photo, clicks, mode)) != before).any(-1)
     assert changed[240, 465:476].any() and changed[200, 295:306].any()
     # A box is an outline.
     assert changed[198:203, 380].any() == (mode == app.BOX_MODE)
@@ -136,7 +166,21 @@ def test_a_click_counts_only_where_the_task_takes_one(photo):
     for owner, task in ((photo, "referring"), (None, "interactive")):
         assert app._add_click(owner, [(1, 2)], task, app.POINT_MODE, event)[1] == [(1, 2)]
     assert app._clear_clicks(photo) == (photo.image, []) and app._clear_clicks(None) == (None, [])
-    assert app._start_photo(photo.image) == (app.Photo(photo.image), []) and app._start_photo(None) == (None, [])
+    assert app._start_photo(photo.image) == (app.Photo(photo.image), [], gr.skip())
+    assert app._start_photo(None) == (None, [], gr.skip())
+
+
+def test_a_small_image_is_shown_enlarged():
+    """Three pixels for one; a click is in pixels of the image, and its mark in the middle of what is shown of the pixel."""
+    image = Image.new("RGB", (128, 128))
+    photo, clicks, shown = app._start_photo(image)
+    assert photo.image is image and clicks == [] and shown.size == (384, 384)
+    event = gr.SelectData(None, {"index": [287, 383], "value": None})
+    marked, clicks = app._add_click(photo, [], "interactive", app.POINT_MODE, event)
+    assert clicks == [(95, 127)] and marked.size == (384, 384)
+    rows, columns = np.nonzero(np.asarray(marked).any(-1))
+    assert columns.mean() == pytest.approx(3 * 95 + 1, abs=0.5) and rows.max() == 383
+    assert app._clear_clicks(photo)[0].size == (384, 384)
 
 
 @pytest.mark.parametrize("task", app.TASKS)
@@ -202,7 +246,7 @@ def url(segment, monkeypatch) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page = app.build_app(segment, app.RANDOM_WEIGHTS_NOTICE)
+    page = app.build_app(segment, app.shape_suggestions())
     try:
         yield page.launch(
             server_name="127.0.0.1",
@@ -231,6 +275,7 @@ def test_a_visit(url):
             page.goto(url)
             visit_referring(page)
             visit_interactive(page)
+            visit_example(page)
             assert all(request.startswith((url, "data:", "blob:")) for request in requests)
         finally:
             browser.close()
@@ -238,7 +283,7 @@ def test_a_visit(url):
 
 def visit_referring(page) -> None:
     """Upload the photo, type an expression; without the photo an error is shown."""
-    assert "random" in page.inner_text("#notice")
+    assert "coloured shapes" in page.inner_text("#notice")
     page.get_by_label("Text", exact=True).fill("the cup")
     page.click("#submit")
     page.get_by_text("task 'referring' needs an image").wait_for()
@@ -272,3 +317,16 @@ def visit_interactive(page) -> None:
     page.wait_for_timeout(500)
     page.click("#submit")
     page.get_by_text("task 'interactive' needs one of these arguments").wait_for()
+
+
+def visit_example(page) -> None:
+    """A click on the scene shows it enlarged, and what is found in it has its pixels."""
+    page.locator(".gallery-item").first.click()
+    page.wait_for_function("() => document.querySelector('#canvas img').naturalWidth === 384")
+    page.wait_for_timeout(500)
+    page.locator("#canvas img").click()
+    page.wait_for_timeout(500)
+    page.click("#submit")
+    page.wait_for_function("() => document.querySelector('#overlay img')?.naturalHeight === 384")
+    box = page.locator("#table").get_by_role("gridcell").nth(2).inner_text()
+    assert all(int(side) <= 128 for side in box.split(","))

@@ -27,8 +27,10 @@ OnBrokenRecord = Annotated[Literal["skip", "raise"], typer.Option(help="what an 
 @app.command()
 def segment(
     image: Annotated[Path, typer.Argument(help="image file")],
-    model: Annotated[str, typer.Option(help="folder or Hub id of the model")],
     task: Annotated[str, typer.Option(help="task, see the README's table")],
+    model: Annotated[
+        str | None, typer.Option(help="folder or Hub id; the small model of the package if left out")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="expression, question or message")] = None,
     labels: Annotated[str | None, typer.Option(help="thing labels, separated by commas")] = None,
     stuff: Annotated[str | None, typer.Option(help="stuff labels, separated by commas")] = None,
@@ -38,7 +40,7 @@ def segment(
     threshold: Annotated[float | None, typer.Option(help="least score of a segment")] = None,
     score_threshold: Annotated[float | None, typer.Option(help="score below which a target is absent")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="longest generated answer, in tokens")] = None,
-    output: Annotated[Path | None, typer.Option(help="overlay to write")] = None,
+    output: Annotated[Path | None, typer.Option(help="overlay to write; small images are enlarged")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON with masks as COCO run-length encoding")] = False,
 ) -> None:
     """Segment an image, or talk about it."""
@@ -47,6 +49,7 @@ def segment(
 
     import modeling_xsam  # noqa: F401  registers the model
     import processing_xsam  # noqa: F401  registers the processor and the pipeline
+    from processing_xsam.enlarge_xsam import enlarge
     from processing_xsam.image_processing_xsam import load_image
     from processing_xsam.visualization_xsam import visualize
 
@@ -72,7 +75,7 @@ def segment(
         raise typer.BadParameter(str(error)) from error
     segments, answer = (result["segments"], result["text"]) if isinstance(result, dict) else (result, None)
     if output is not None:
-        visualize(picture, segments, answer).save(output)
+        visualize(*enlarge(picture, segments), answer).save(output)
     typer.echo(json.dumps(_to_json(segments, answer)) if as_json else _to_table(segments, answer))
 
 

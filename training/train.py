@@ -64,16 +64,25 @@ def run(trainer: XSAMTrainer) -> XSAMTrainer:
     if checkpoint is not None and _is_finished(checkpoint, trainer.args.max_steps):
         _announce(trainer.args)(f"{checkpoint} has made all {trainer.args.max_steps} steps: nothing is left to train.")
         trainer._load_from_checkpoint(checkpoint)
+        if not (Path(trainer.args.output_dir) / TRAINER_STATE_NAME).is_file():
+            # It was stopped between its last checkpoint and this.
+            trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+            _save(trainer)
         return trainer
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    _save(trainer)
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    return trainer
+
+
+def _save(trainer: XSAMTrainer) -> None:
+    """Model, processor and state in `output_dir`, the state last."""
     if trainer.is_fsdp_enabled:
         # Otherwise the Trainer saves no weights at all of a model whose checkpoints are sharded.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     trainer.save_state()
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
-    return trainer
 
 
 def build_trainer(arguments: Arguments) -> XSAMTrainer:

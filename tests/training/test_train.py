@@ -1,5 +1,6 @@
 """Dry runs of the published recipes on the fixtures, one stage after the other, and what a run leaves behind."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,13 @@ def test_a_finished_run_is_left_as_it_is(root, stage1, stage2):
     first = dry_run(root, 3, *overrides)
     again = dry_run(root, 3, *overrides)
     assert again.state.global_step == 0
+    # What a stop between the last checkpoint and the end leaves is made up for.
+    saved = {name: (root / "finished" / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    for name in (*saved, "trainer_state.json"):
+        (root / "finished" / name).unlink()
+    dry_run(root, 3, *overrides)
+    assert {name: (root / "finished" / name).read_bytes() for name in saved} == saved
+    assert json.loads((root / "finished" / "trainer_state.json").read_text())["global_step"] == 1
     for (name, value), other in zip(first.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from processing_xsam.enlarge_xsam import enlarge
 from processing_xsam.visualization_xsam import contact_sheet, visualize
 
 from ..data.samples import AnnotatedSample, Turn, decode_masks
@@ -20,7 +21,6 @@ from .answers import Answer
 # Instance segmentation answers with a segment for every query; of those with a low score pictures show none.
 LEAST_SHOWN_SCORE = 0.3
 # Of images that are drawn, and of the one that stands for a conversation without an image.
-LEAST_WIDTH = 400
 BLANK_SIZE = (400, 40)
 
 
@@ -68,9 +68,10 @@ def draw_case(turn: Turn, answer: Answer, sample: AnnotatedSample, quality: floa
     annotated, text = annotated_segments(turn, image)
     answered = answered_segments(turn, _certain(answer), image)
     has_mask = any(segment["mask"].getbbox() for segment in answered)
+    annotated = [*_prompts(turn, image), *_ignored(turn, image), *annotated]
     pictures = [
-        (f"{title}: annotation", _drawn(image, [*_prompts(turn, image), *_ignored(turn, image), *annotated], text)),
-        (f"answer{'' if has_mask else ', without a mask'}", _drawn(image, answered, answer.text)),
+        (f"{title}: annotation", visualize(*enlarge(image, annotated), text)),
+        (f"answer{'' if has_mask else ', without a mask'}", visualize(*enlarge(image, answered), answer.text)),
     ]
     file = BytesIO()
     contact_sheet(pictures, columns=2).save(file, "JPEG", quality=90)
@@ -85,14 +86,6 @@ def describe(turn: Turn) -> str:
         prompts = ", ".join(dict.fromkeys(of_phrase[0].kind for of_phrase in turn.regions))
         return f"{turn.task}, {prompts}: {', '.join(turn.labels)}" if turn.labels else f"{turn.task}, {prompts}"
     return f"{turn.task}, {len(turn.labels)} categories" if turn.labels else turn.task
-
-
-def _drawn(image: Image.Image, segments: list[dict[str, Any]], text: str | None) -> Image.Image:
-    """As `visualize`, small images enlarged so that the legend does not dwarf them."""
-    scale = max(1, round(LEAST_WIDTH / image.width))
-    size = (image.width * scale, image.height * scale)
-    enlarged = [{**each, "mask": each["mask"].resize(size, Image.Resampling.NEAREST)} for each in segments]
-    return visualize(image.resize(size), enlarged, text)
 
 
 def _certain(answer: Answer) -> Answer:

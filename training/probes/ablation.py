@@ -24,7 +24,7 @@ from .report import ProbeReport
 
 CLAIM_FILE = "ablation_runs.json"
 # With another model, or other data of the loss, there would be nothing to compare.
-NO_VARIANTS = (*DECIDED, "stage", "eval_datasets")
+NO_VARIANTS = (*DECIDED, "stage", "model", "eval_datasets")
 
 
 def probe_ablation(
@@ -159,7 +159,8 @@ def forget_parts(model: PreTrainedModel, parts: Sequence[str], seed: int) -> Non
 
 def silence_parts(model: PreTrainedModel, parts: Sequence[str]) -> None:
     """
-    Hold the outputs of projectors at zero: their last layer becomes zero, and they are frozen. So does every checkpoint.
+    Hold the outputs of projectors at zero: their last layer becomes zero, and they are frozen, so that every
+    checkpoint has them silent too.
 
     Args:
         parts: names of direct sub-modules.

@@ -24,8 +24,8 @@ Things = Sequence[Thing]
 
 def draw_chat(families: Sequence[str], scene: Scene, vocabulary: Vocabulary, rng: random.Random) -> list[Turn]:
     """
-    A conversation of three or four questions, each of a drawn family; fewer if the scene gives no others. A description
-    comes last: it would give the other answers away.
+    Three or four questions, each of a drawn family, fewer if the scene gives no others; then, if it is among the families, a
+    description, which would give the other answers away.
 
     Args:
         families: names of `CHAT_FAMILIES`, or "description".

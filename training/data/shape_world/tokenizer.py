@@ -16,7 +16,7 @@ from processing_xsam.prompts_xsam import DEFAULT_PROMPT_TEMPLATES
 
 from .reader import ShapeWorldReader
 
-# Enough for every word of the world and of the prompts to be one token; other text falls apart into bytes.
+# Enough for names, colours and other frequent words to be single tokens; the rest falls apart into pieces.
 VOCAB_SIZE = 700
 NUM_SCENES = 1500
 # A wording of a prompt stands for the many scenes that it is used in.
@@ -58,4 +58,6 @@ def _texts_of_prompts() -> Iterator[str]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m xsam_training.data.shape_world.tokenizer FOLDER")
     train_tokenizer().save_pretrained(sys.argv[1])

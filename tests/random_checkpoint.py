@@ -1,4 +1,4 @@
-"""A tiny checkpoint with random weights: every part of X-SAM, none of its knowledge. For demos and tests offline."""
+"""A tiny checkpoint with random weights: every part of X-SAM, none of its knowledge. For tests."""
 
 from __future__ import annotations
 
