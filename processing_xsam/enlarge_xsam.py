@@ -7,7 +7,6 @@ from typing import Any
 
 from PIL import Image
 
-
 # Pixels that the longer side of a drawn image comes near to.
 DRAWN_SIDE = 384
 
