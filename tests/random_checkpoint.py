@@ -17,6 +17,7 @@ from transformers import (
 
 from modeling_xsam import XSAMConfig, XSAMForSegmentation, XSAMMaskDecoderConfig
 from processing_xsam import XSAMProcessor
+from xsam_training.data.shape_world.tokenizer import with_phi3_tokens
 
 HIGH_RES_SIZE = 256
 LOW_RES_SIZE = 112
@@ -28,13 +29,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="<|end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=["<|user|>", "<|assistant|>", "<|system|>"],
-    )
+    return with_phi3_tokens(tokenizer)
 
 
 def random_processor() -> XSAMProcessor:

@@ -35,6 +35,11 @@ def train_tokenizer(num_scenes: int = NUM_SCENES, vocab_size: int = VOCAB_SIZE) 
         vocab_size=vocab_size, initial_alphabet=alphabet, min_frequency=5, show_progress=False
     )
     tokenizer.train_from_iterator([*_texts_of_scenes(num_scenes), *_texts_of_prompts()], trainer)
+    return with_phi3_tokens(tokenizer)
+
+
+def with_phi3_tokens(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer with the special tokens of Phi-3's conversations."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",
