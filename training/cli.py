@@ -110,6 +110,7 @@ def train(
 ) -> None:
     """Train a stage as a recipe says. With several processes: accelerate launch -m xsam_training.train RECIPE."""
     from xsam_training.arguments import parse_recipe
+    from xsam_training.processes import leave_process_group
     from xsam_training.train import build_trainer, run
 
     try:
@@ -117,6 +118,7 @@ def train(
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     run(trainer)
+    leave_process_group()
 
 
 @app.command()
@@ -145,6 +147,7 @@ def evaluate(
 
     from xsam_training import evaluate as evaluation
     from xsam_training.evaluation.benchmarks import select_benchmarks
+    from xsam_training.processes import leave_process_group
 
     try:
         chosen = select_benchmarks(benchmark)
@@ -163,6 +166,7 @@ def evaluate(
         _report(output, settings, results, samples)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
+    leave_process_group()
 
 
 @app.command()

@@ -35,6 +35,7 @@ from .dataset import TrainingDataset
 from .initialization import build_config, build_generation_config, build_model, build_processor
 from .parts import describe_parts, set_trainable_parts
 from .pictures import PredictionPictures
+from .processes import leave_process_group
 from .sampler import MixedBatchSampler, SourceBatchSampler, balance_table, repeat_factors
 from .trainer import Collator, XSAMTrainer
 
@@ -285,3 +286,4 @@ if __name__ == "__main__":
         sys.exit("usage: python -m xsam_training.train RECIPE.yaml [--field=value ...]")
     logging.basicConfig(level=logging.INFO)
     train(sys.argv[1], sys.argv[2:])
+    leave_process_group()

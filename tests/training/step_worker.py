@@ -15,6 +15,7 @@ from xsam_training.collator import XSAMCollator
 from xsam_training.data.drawing import DrawOptions
 from xsam_training.dataset import TrainingDataset
 from xsam_training.parts import set_trainable_parts
+from xsam_training.processes import leave_process_group
 from xsam_training.sampler import MixedBatchSampler
 from xsam_training.trainer import XSAMTrainer
 
@@ -85,6 +86,7 @@ def main(output: str, batch_size: int, accumulation: int) -> None:
     trainer.train()
     if trainer.is_world_process_zero():
         torch.save({"gradients": keep.gradients, "log": trainer.state.log_history[0]}, output)
+    leave_process_group()
 
 
 if __name__ == "__main__":

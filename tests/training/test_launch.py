@@ -34,6 +34,7 @@ from tiny_training import all_tasks, caption_sample, category_sample, chat_sampl
 from xsam_training.data.samples import AnnotatedSample
 from xsam_training.dataset import TrainingDataset
 from xsam_training.pictures import PredictionPictures
+from xsam_training.processes import leave_process_group
 from xsam_training.sampler import MixedBatchSampler
 from xsam_training.train import run
 from xsam_training.trainer import XSAMTrainer
@@ -186,6 +187,7 @@ def work(folder: Path) -> None:
         results[name] = one_step(folder / name, SAMPLES[name](), shard=True, **DIVIDED, **arguments)
     if PartialState().is_main_process:
         torch.save(results, folder / "results.pt")
+    leave_process_group()
 
 
 def launch(*command: str) -> str:
