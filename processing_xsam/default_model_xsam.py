@@ -25,9 +25,9 @@ def default_checkpoint() -> Path:
 
 
 def warn_of_default(name_or_path: str) -> None:
-    """Say what the default checkpoint knows, if a model was loaded from its folder."""
+    """Say once what the default checkpoint knows, if a model was loaded from its folder."""
     if Path(name_or_path).resolve() == default_checkpoint().resolve():
-        logger.warning(WHAT_IT_KNOWS)
+        logger.warning_once(WHAT_IT_KNOWS)
 
 
 __all__ = ["default_checkpoint", "warn_of_default"]

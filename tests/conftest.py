@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,12 @@ def goldens() -> Goldens:
     if folder is None:
         pytest.skip("no recorded tensors of the original: set XSAM_GOLDENS to their folder")
     return Goldens(folder)
+
+
+@pytest.fixture
+def nothing_said_yet() -> None:
+    """What is said only once, such as by other tests, is said again."""
+    logging.Logger.warning_once.cache_clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -44,7 +44,7 @@ def test_calls_of_the_task_table(segment, image, task, call):
     assert all(set(found) >= {"label", "score", "mask", "box"} for found in segments)
 
 
-def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, caplog, image):
+def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, caplog, image, nothing_said_yet):
     """With a random checkpoint in a folder called `xsam` and a photo, as the README assumes."""
     save_random_checkpoint(tmp_path / "xsam")
     image.save(tmp_path / "photo.jpg")

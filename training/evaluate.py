@@ -270,6 +270,7 @@ def _evaluate_one(
     return BenchmarkResult(
         name=benchmark.name,
         metric=benchmark.metric,
+        definition=benchmark.definition,
         figures=summary.figures,
         by_label=summary.by_label,
         num_samples=count - (skipped - reader.skipped).total(),
@@ -356,8 +357,7 @@ def _check_settings(
         _compare(folder / "settings.json", settings.of_predictions)
         (folder / MODEL_FILE).write_text(settings.model, encoding="utf-8")
         for benchmark in benchmarks:
-            options = asdict(benchmark.result_options)
-            _compare(folder / f"{benchmark.name}.json", {**asdict(benchmark), "options": options})
+            _compare(folder / f"{benchmark.name}.json", benchmark.definition)
     state.wait_for_everyone()
 
 

@@ -12,8 +12,8 @@ parts may run at the same time in processes of their own, `--part xsam`, `--part
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -26,7 +26,6 @@ from .data.shape_world.options import World
 from .evaluation.baselines import Oracle, ThingPredictor, largest, random_of_kind
 from .evaluation.benchmarks import Benchmark, load_benchmarks
 from .evaluation.predictor import PROTOCOLS, Predictor, Protocol
-from .evaluation.results import BenchmarkResult
 from .evaluation.text_similarity import WORDS
 from .shape_world_table import COLUMNS, END, START, insert, table
 
@@ -54,7 +53,8 @@ def measure_model(model: str, protocol: Protocol, folder: Path, limit: int | Non
     predictor = evaluation.build_predictor(loaded, processor, settings)
     file, benchmarks = folder / f"{protocol}.json", benchmarks_of(protocol)
     answers = evaluation.predictions_folder(file)
-    save_part(file, settings, benchmarks, evaluation.evaluate(benchmarks, DATA, settings, predictor, answers))
+    for result in evaluation.evaluate(benchmarks, DATA, settings, predictor, answers):
+        evaluation.save_results(file, settings, [result])
 
 
 def measure_baselines(model: str, folder: Path, limit: int | None = None) -> None:
@@ -68,15 +68,13 @@ def measure_baselines(model: str, folder: Path, limit: int | None = None) -> Non
     }
     for column, build in builders.items():
         settings = evaluation.EvaluationSettings(column, limit=limit, text_encoder=WORDS)
-        benchmarks = benchmarks_of(column)
-        results = (
-            result
-            for benchmark in benchmarks
-            for result in evaluation.evaluate(
-                [benchmark], DATA, settings, build(build_reader(benchmark.dataset, DATA, "raise").world)
+        for benchmark in benchmarks_of(column):
+            predictor = build(build_reader(benchmark.dataset, DATA, "raise").world)
+            evaluation.save_results(
+                folder / f"{column}.json",
+                settings,
+                list(evaluation.evaluate([benchmark], DATA, settings, predictor)),
             )
-        )
-        save_part(folder / f"{column}.json", settings, benchmarks, results)
 
 
 def mask_side(config: PretrainedConfig) -> int:
@@ -89,26 +87,6 @@ def benchmarks_of(column: str) -> list[Benchmark]:
     """The benchmarks that a column has figures of."""
     metrics = COLUMNS[column].metrics
     return [each for each in load_benchmarks(BENCHMARKS_FILE) if metrics is None or each.metric in metrics]
-
-
-def save_part(
-    file: Path,
-    settings: evaluation.EvaluationSettings,
-    benchmarks: Sequence[Benchmark],
-    results: Iterable[BenchmarkResult],
-) -> None:
-    """Write each result when it is there, so that an interruption loses none, and of what benchmark it is."""
-    definitions = {benchmark.name: _definition(benchmark) for benchmark in benchmarks}
-    for result in results:
-        evaluation.save_results(file, settings, [result])
-        content = json.loads(file.read_text(encoding="utf-8"))
-        content["benchmarks"][result.name]["definition"] = definitions[result.name]
-        _write_json(file, content)
-
-
-def _definition(benchmark: Benchmark) -> dict[str, Any]:
-    """All that a benchmark's figures depend on, also what it leaves to its metric, as it is read from JSON."""
-    return json.loads(json.dumps({**asdict(benchmark), "options": asdict(benchmark.result_options)}))
 
 
 def collect(folder: Path, weights: str) -> dict[str, Any]:
@@ -143,7 +121,7 @@ def _stored(folder: Path, column: str) -> dict[str, Any]:
     found, benchmarks = content["benchmarks"], benchmarks_of(column)
     if missing := [each.name for each in benchmarks if each.name not in found]:
         raise ValueError(f"{file} lacks {', '.join(missing)}; --part {part} goes on with them")
-    if changed := [each.name for each in benchmarks if found[each.name].get("definition") != _definition(each)]:
+    if changed := [each.name for each in benchmarks if found[each.name].get("definition") != each.definition]:
         raise ValueError(
             f"{file} was measured before {', '.join(changed)} changed in {BENCHMARKS_FILE.name}; give another --output"
         )

@@ -23,16 +23,17 @@ def offline(monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("something was to be fetched"))
 
 
-def test_the_default_is_the_small_checkpoint_and_says_what_it_knows(caplog):
+def test_the_default_is_the_small_checkpoint_and_says_once_what_it_knows(caplog, nothing_said_yet):
     with caplog.at_level(logging.WARNING):
         segment = pipeline("any-segmentation")
+        pipeline("any-segmentation", model=segment.model, processor=segment.processor)
     assert Path(segment.model.name_or_path) == default_checkpoint()
     assert [record.message for record in caplog.records if "generated world" in record.message] == [WHAT_IT_KNOWS]
     found = segment(Image.new("RGB", (128, 128), "green"), task="open-vocabulary", labels=["a"], subtask="semantic")
     assert [(each["label"], each["mask"].size) for each in found] == [("a", (128, 128))]
 
 
-def test_nothing_is_said_of_another_model(caplog, tmp_path):
+def test_nothing_is_said_of_another_model(caplog, tmp_path, nothing_said_yet):
     shutil.copytree(CHECKPOINT, tmp_path / "mine")
     with caplog.at_level(logging.WARNING):
         segment = pipeline("any-segmentation", model=str(tmp_path / "mine"))

@@ -47,6 +47,7 @@ def write_part(baselines):
         return BenchmarkResult(
             name=benchmark.name,
             metric=benchmark.metric,
+            definition=benchmark.definition,
             figures=dict.fromkeys(baselines["oracle"][benchmark.name]["figures"], value),
             by_label={},
             num_samples=2,
@@ -61,7 +62,7 @@ def write_part(baselines):
         settings = card.evaluation.EvaluationSettings(f"somewhere/{column}", limit=limit, weights=weights)
         benchmarks = [each for each in card.benchmarks_of(column) if each.name not in leave_out]
         results = [measured(each, value, failures) for each in benchmarks]
-        card.save_part(folder / f"{column}.json", settings, benchmarks, results)
+        card.evaluation.save_results(folder / f"{column}.json", settings, results)
 
     return write
 

@@ -7,9 +7,10 @@ segments of a model's output; a YAML file holds a list of others in the same ter
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -106,6 +107,11 @@ class Benchmark:
     @property
     def result_options(self) -> ResultOptions:
         return ResultOptions(**{**METRICS[self.metric].options, **self.options})
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """All that its figures depend on, also what it leaves to its metric, as it is read from JSON."""
+        return json.loads(json.dumps({**asdict(self), "options": asdict(self.result_options)}))
 
     def build_metric(self, reader: SampleReader, text_encoder: str) -> Metric:
         return METRICS[self.metric].build(reader, text_encoder)

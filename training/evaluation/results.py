@@ -38,6 +38,7 @@ class BenchmarkResult:
     Attributes:
         name: of the benchmark.
         metric: name of its metric.
+        definition: see `Benchmark`.
         figures: the main one first.
         by_label: the main figure of each category, where there are categories.
         num_samples: samples that were asked.
@@ -51,6 +52,7 @@ class BenchmarkResult:
 
     name: str
     metric: str
+    definition: dict[str, Any] = field(repr=False)
     figures: dict[str, float]
     by_label: dict[str, float]
     num_samples: int
@@ -75,6 +77,7 @@ class BenchmarkResult:
         """All but single questions; figures that the data cannot give are null."""
         return {
             "metric": self.metric,
+            "definition": self.definition,
             "figures": for_json(self.figures),
             "by_label": for_json(self.by_label),
             "num_samples": self.num_samples,

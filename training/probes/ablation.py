@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,6 @@ from transformers import PreTrainedModel
 from modeling_xsam.connector_xsam import XSAMProjector
 
 from ..arguments import Arguments
-from ..evaluation.benchmarks import Benchmark
-from ..evaluation.predictor import Protocol
 from ..parts import describe_parts
 from ..trainer import XSAMTrainer
 from .paired_runs import DECIDED, RunPlan, train_and_evaluate
@@ -28,20 +25,11 @@ NO_VARIANTS = (*DECIDED, "stage", "model", "eval_datasets")
 
 
 def probe_ablation(
-    recipe: Path,
-    overrides: Sequence[str],
-    benchmarks: Sequence[Benchmark],
-    data: Path,
+    plan: RunPlan,
     *,
-    steps: int,
-    output: Path,
     forget: Sequence[str] = (),
     silence: Sequence[str] = (),
     variants: Sequence[str] = (),
-    limit: int | None = None,
-    protocol: Protocol = "xsam",
-    max_new_tokens: int = 512,
-    text_encoder: str = "bert-base-uncased",
 ) -> ProbeReport:
     """
     A recipe is trained twice from the same start, with the same seed and for the same number of steps: "whole" as it is, and
@@ -65,12 +53,8 @@ def probe_ablation(
     same report.
 
     Args:
-        recipe: YAML file of any stage, see `xsam train`.
-        overrides: `--field=value`, for both runs. `output_dir`, `max_steps` and `resume_from_checkpoint` are decided here.
-        benchmarks: what is asked. Those of a model of stage 1 have its list of categories.
-        data: folder of their data sets.
-        steps: optimiser steps of each run.
-        output: gets the folders `whole` and `without`, each with its checkpoints and predictions.
+        plan: of a recipe of any stage; benchmarks of a model of stage 1 have its list of categories. Its output gets the
+            folders `whole` and `without`.
         forget: modules, named as in `trainable`, that start with the weights of a new model of the recipe's seed. Needs
             memory for a second model for a moment.
         silence: projectors whose outputs are held at zero, in training and evaluation: their last layer is zero and
@@ -78,14 +62,12 @@ def probe_ablation(
             carry nothing, without `multi_modal_projector` its tokens of the global image tower.
         variants: `FIELD=VALUE` of the recipe that differs, the value as YAML. Of a mapping such as `config` only the
             entries that differ are given, at any depth.
-        limit, protocol, max_new_tokens, text_encoder: see `EvaluationSettings`.
 
     Raises:
-        ValueError: if steps are below 1, there are no benchmarks, nothing is left out, a module does not exist or cannot be
-            forgotten or silenced, a variant cannot be one, the model is sharded (FSDP, DeepSpeed) or has adapters where
-            modules are to change, or the output holds runs of something else.
+        ValueError: if nothing is left out, a module does not exist or cannot be forgotten or silenced, a variant cannot be
+            one, the model is sharded (FSDP, DeepSpeed) or has adapters where modules are to change, or the output holds
+            runs of something else.
     """
-    plan = RunPlan(recipe, overrides, benchmarks, data, steps, output, limit, protocol, max_new_tokens, text_encoder)
     if not (forget or silence or variants):
         raise ValueError("nothing is left out: give at least one of forget, silence and variant")
     whole = plan.arguments("whole")
@@ -97,7 +79,7 @@ def probe_ablation(
     names = "; ".join(f"{name}: {', '.join(values)}" for name, values in left_out.items() if values)
     return ProbeReport(
         name="ablation",
-        meaning=f"What changes after {steps} steps with {names}.",
+        meaning=f"What changes after {plan.steps} steps with {names}.",
         figures=pair.figures,
         settings={**pair.settings, **left_out},
         cases=pair.cases,

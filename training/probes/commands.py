@@ -193,22 +193,25 @@ def mixture(
 ) -> None:
     """What does resampling of the data sets change for each task? Trains a recipe with and without it."""
     from ..evaluation.benchmarks import select_benchmarks
+    from ..processes import leave_process_group
     from .mixture import probe_mixture
+    from .paired_runs import RunPlan
 
     with _errors():
-        report = probe_mixture(
+        plan = RunPlan(
             recipe,
             context.args,
             select_benchmarks(benchmark),
             data,
-            steps=steps,
-            output=output,
-            limit=limit,
-            protocol=protocol,
-            max_new_tokens=max_new_tokens,
-            text_encoder=text_encoder,
+            steps,
+            output,
+            limit,
+            protocol,
+            max_new_tokens,
+            text_encoder,
         )
-        _show(report, output)
+        _show(probe_mixture(plan), output)
+    leave_process_group()
 
 
 @app.command(context_settings=TRAINS)
@@ -231,25 +234,26 @@ def ablation(
 ) -> None:
     """What is a part of the model, or a choice of a recipe, worth? Trains a recipe with and without it."""
     from ..evaluation.benchmarks import select_benchmarks
+    from ..processes import leave_process_group
     from .ablation import probe_ablation
+    from .paired_runs import RunPlan
 
     with _errors():
-        report = probe_ablation(
+        plan = RunPlan(
             recipe,
             context.args,
             select_benchmarks(benchmark),
             data,
-            steps=steps,
-            output=output,
-            forget=_names(forget),
-            silence=_names(silence),
-            variants=variant or (),
-            limit=limit,
-            protocol=protocol,
-            max_new_tokens=max_new_tokens,
-            text_encoder=text_encoder,
+            steps,
+            output,
+            limit,
+            protocol,
+            max_new_tokens,
+            text_encoder,
         )
+        report = probe_ablation(plan, forget=_names(forget), silence=_names(silence), variants=variant or ())
         _show(report, output)
+    leave_process_group()
 
 
 @contextmanager

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from ..evaluation.benchmarks import Benchmark
-from ..evaluation.predictor import Protocol
 from ..sampler import repeat_factors, samples_per_epoch
 from ..trainer import XSAMTrainer
 from .paired_runs import RunPlan, train_and_evaluate
@@ -17,19 +14,7 @@ from .report import ProbeReport
 CLAIM_FILE = "mixture_runs.json"
 
 
-def probe_mixture(
-    recipe: Path,
-    overrides: Sequence[str],
-    benchmarks: Sequence[Benchmark],
-    data: Path,
-    *,
-    steps: int,
-    output: Path,
-    limit: int | None = None,
-    protocol: Protocol = "xsam",
-    max_new_tokens: int = 512,
-    text_encoder: str = "bert-base-uncased",
-) -> ProbeReport:
+def probe_mixture(plan: RunPlan) -> ProbeReport:
     """
     A recipe is trained twice from the same start, with the same seed and for the same number of steps: "balanced" with its
     own `balance_threshold`, by which small data sets are repeated, and "unbalanced" with 0, by which every sample comes
@@ -52,19 +37,13 @@ def probe_mixture(
     same report.
 
     Args:
-        recipe: YAML file, see `xsam train`. Its `model` names the checkpoint to start from.
-        overrides: `--field=value`, for both runs. `output_dir`, `max_steps` and `resume_from_checkpoint` are decided here.
-        benchmarks: what is asked.
-        data: folder of their data sets.
-        steps: optimiser steps of each run.
-        output: gets the folders `balanced` and `unbalanced`, each with its checkpoints and predictions.
-        limit, protocol, max_new_tokens, text_encoder: see `EvaluationSettings`.
+        plan: of a recipe whose `model` names the checkpoint to start from. Its output gets the folders `balanced` and
+            `unbalanced`.
 
     Raises:
-        ValueError: if steps are below 1, there are no benchmarks, the recipe repeats no data set, its model is sharded
-            (FSDP, DeepSpeed), or the output holds runs of another recipe, of other overrides or of other steps.
+        ValueError: if the recipe repeats no data set, its model is sharded (FSDP, DeepSpeed), or the output holds runs of
+            another recipe, of other overrides or of other steps.
     """
-    plan = RunPlan(recipe, overrides, benchmarks, data, steps, output, limit, protocol, max_new_tokens, text_encoder)
     threshold = plan.arguments("balanced")[1].balance_threshold
     mixtures: dict[str, list[dict[str, Any]]] = {}
 
@@ -81,7 +60,7 @@ def probe_mixture(
     pair = train_and_evaluate(plan, trainers, "balanced", CLAIM_FILE, plan.claim)
     return ProbeReport(
         name="mixture",
-        meaning=f"What each task gains or loses without resampling of the data sets, after {steps} steps.",
+        meaning=f"What each task gains or loses without resampling of the data sets, after {plan.steps} steps.",
         figures=pair.figures,
         settings={**pair.settings, "balance_threshold": threshold, "data sets": mixtures},
         cases=pair.cases,

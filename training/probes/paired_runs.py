@@ -41,7 +41,7 @@ class RunPlan:
 
     Attributes:
         recipe: YAML file, see `xsam train`.
-        overrides: `--field=value`, for both runs.
+        overrides: `--field=value`, for both runs. `output_dir`, `max_steps` and `resume_from_checkpoint` are decided here.
         benchmarks: what is asked.
         data: folder of their data sets.
         steps: optimiser steps of each run.

@@ -35,6 +35,7 @@ RECORDS = [
 RESULT = BenchmarkResult(
     name="refcoco-val",
     metric="referring-iou",
+    definition={"name": "refcoco-val"},
     figures={"cIoU": 0.123456, "gIoU": math.nan},
     by_label={"cup": math.nan, "dog": 0.5},
     num_samples=4,

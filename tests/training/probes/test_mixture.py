@@ -8,6 +8,7 @@ import yaml
 from dataset_fixtures.benchmarks import write_benchmarks
 from xsam_training.evaluation.benchmarks import BENCHMARKS
 from xsam_training.probes.mixture import probe_mixture
+from xsam_training.probes.paired_runs import RunPlan
 
 CHOSEN = [BENCHMARKS["coco-semantic"], BENCHMARKS["refcoco-val"]]
 
@@ -62,7 +63,7 @@ def recipe(data):
 
 def probe(recipe, data, name, *overrides, **arguments):
     arguments = {"steps": 2, "limit": 2, **arguments}
-    return probe_mixture(recipe, overrides, CHOSEN, data, output=data / name, **arguments)
+    return probe_mixture(RunPlan(recipe, overrides, CHOSEN, data, output=data / name, **arguments))
 
 
 @pytest.fixture(scope="module")

@@ -44,9 +44,8 @@ def folder(tmp_path_factory):
 
 def probe(folder, name, *overrides, steps=1, **left_out):
     benchmarks = select_benchmarks(str(folder / "kinds.yaml"))
-    return probe_ablation(
-        folder / "recipe.yaml", overrides, benchmarks, folder, steps=steps, output=folder / name, **left_out
-    )
+    plan = RunPlan(folder / "recipe.yaml", overrides, benchmarks, folder, steps, folder / name)
+    return probe_ablation(plan, **left_out)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +168,9 @@ def test_what_is_wrong_shows_before_training(folder):
 
 def test_command(folder, monkeypatch):
     given = {}
-    monkeypatch.setattr("xsam_training.probes.ablation.probe_ablation", lambda *_, **options: given.update(options))
+    monkeypatch.setattr(
+        "xsam_training.probes.ablation.probe_ablation", lambda plan, **options: given.update(options, plan=plan)
+    )
     arguments = ["--benchmark", folder / "kinds.yaml", "--data", ".", "--steps", 2, "--output", folder / "command"]
     changes = [
         "--forget",
@@ -184,4 +185,5 @@ def test_command(folder, monkeypatch):
     result = CliRunner().invoke(app, [str(each) for each in command])
     assert result.exit_code == 0, result.output
     assert given["forget"] == ["connector", "mask_decoder"] and given["silence"] == []
-    assert given["variants"] == ["seed=1", "config={a: 1}"] and given["steps"] == 2
+    assert given["variants"] == ["seed=1", "config={a: 1}"] and given["plan"].steps == 2
+    assert [*given["plan"].overrides] == ["--lora=true"] and given["plan"].limit is None
