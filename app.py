@@ -28,7 +28,7 @@ from processing_xsam.visualization_xsam import visualize
 from xsam_training.data.shape_world.reader import ShapeWorldReader
 
 PHOTO = Path(__file__).resolve().parent / "examples" / "coffee.png"
-# A scene of the generated world that training does not have, with what `SHAPES` suggests.
+# A scene of the generated world that training does not have, with what `shape_suggestions` names.
 SCENE = 97
 TABLE_HEADERS = ["label", "score", "box (x0, y0, x1, y1)", "area (pixels)"]
 POINT_MODE, BOX_MODE = "Point", "Box"

@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path(xsam_training.__file__).parent / "recipes"
 ACCELERATE = RECIPES / "accelerate"
 ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/training", "examples")),
+    "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/training")),
     "OMP_NUM_THREADS": "1",
 }
 # Of modules that are kept in float32 and of those that are not.

@@ -11,7 +11,7 @@ from tiny_training import tiny_processor
 
 WORKER = Path(__file__).with_name("step_worker.py")
 ROOT = Path(__file__).resolve().parents[2]
-PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/training", "examples"))
+PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("", "tests", "tests/training"))
 
 
 def one_step(folder: Path, processes: int, batch_size: int, accumulation: int) -> dict:
