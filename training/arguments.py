@@ -110,6 +110,9 @@ class XSAMTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "samples of an optimiser step over all processes; sets gradient_accumulation_steps"},
     )
+    muon_learning_rate: float | None = field(
+        default=None, metadata={"help": "of linear layers, which Muon then updates; null leaves them to `optim`"}
+    )
     learning_rate_factors: dict[str, float] | None = field(
         default=None, metadata={"help": "factors of the learning rate by module, such as {vision_tower: 0.1}"}
     )

@@ -28,6 +28,7 @@ from .arguments import XSAMTrainingArguments
 from .collator import SKIPPED
 from .dataset import TrainingDataset
 from .loss_items import LossItems, LossParts, count_items, total_items
+from .optimizer import MuonAndOther, linear_weights
 from .sampler import XSAMBatchSampler
 
 Collator = Callable[[list], dict[str, Any]]
@@ -176,8 +177,13 @@ class XSAMTrainer(Trainer):
     # Optimiser
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's optimiser, with the learning rate of each module of `learning_rate_factors` scaled."""
+        """
+        The Trainer's optimiser, Muon instead of it for linear layers with `muon_learning_rate`, and the learning rate of
+        each module of `learning_rate_factors` scaled.
+        """
         optimizer = super().create_optimizer(model)
+        if self.args.muon_learning_rate is not None:
+            optimizer = self.optimizer = self._with_muon(optimizer, model or self.model)
         factors = self.args.learning_rate_factors or {}
         names = {parameter: name for name, parameter in (model or self.model).named_parameters()}
         unknown = [part for part in factors if not any(_belongs(name, part) for name in names.values())]
@@ -192,6 +198,14 @@ class XSAMTrainer(Trainer):
             groups += [{**group, "params": params, "lr": group["lr"] * factor} for factor, params in by_factor.items()]
         optimizer.param_groups[:] = groups
         return optimizer
+
+    def _with_muon(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> MuonAndOther:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"muon_learning_rate is {self.args.muon_learning_rate}, but the weights are sharded and Muon needs whole "
+                "matrices: leave it out, or train without FSDP and DeepSpeed."
+            )
+        return MuonAndOther(optimizer, linear_weights(model), self.args.muon_learning_rate)
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

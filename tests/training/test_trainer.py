@@ -76,6 +76,29 @@ def test_learning_rates_by_module(tmp_path):
         make_trainer(str(tmp_path), learning_rate_factors={"tower": 0.1}).create_optimizer()
 
 
+def test_linear_layers_learn_with_muon(tmp_path):
+    trainer = make_trainer(
+        str(tmp_path), learning_rate=1e-3, muon_learning_rate=4e-3, learning_rate_factors={"mask_decoder": 0.5}
+    )
+    optimizer = trainer.create_optimizer()
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    rates = {names[p]: (group["lr"], "ns_steps" in group) for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert rates["language_model.layers.0.self_attn.qkv_proj.weight"] == (4e-3, True)
+    assert rates["language_model.layers.0.input_layernorm.weight"] == (1e-3, False)
+    assert rates["lm_head.weight"] == (1e-3, False)
+    decoder = "mask_decoder.query_decoder.decoder.layers.0.cross_attn.in_proj"
+    assert rates[f"{decoder}_weight"] == (2e-3, True) and rates[f"{decoder}_bias"] == (5e-4, False)
+    assert optimizer is trainer.optimizer
+
+
+def test_muon_wants_whole_matrices(tmp_path):
+    trainer = make_trainer(str(tmp_path), muon_learning_rate=4e-3)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match=r"muon_learning_rate is 0.004, but the weights are sharded"):
+        trainer.create_optimizer()
+
+
 def test_warm_up_and_drops(tmp_path):
     trainer = make_trainer(
         str(tmp_path),
@@ -95,7 +118,8 @@ def weights_after(trainer) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
 
 
-def test_resuming_continues_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("muon_learning_rate", [None, 5e-3])
+def test_resuming_continues_bit_for_bit(tmp_path, muon_learning_rate):
     """With point sampling, dropout of nothing and shuffled data, over the border of an epoch."""
     options = {
         "per_device_train_batch_size": 2,
@@ -104,6 +128,7 @@ def test_resuming_continues_bit_for_bit(tmp_path):
         "save_strategy": "steps",
         "save_steps": 3,
         "learning_rate": 1e-3,
+        "muon_learning_rate": muon_learning_rate,
     }
     whole = make_trainer(str(tmp_path / "whole"), **options)
     whole.model.loss.use_point_sampling = whole.model.loss.matcher.use_point_sampling = True
