@@ -153,3 +153,16 @@ def qwen_text_config(processor: XSAMProcessor) -> Qwen3Config:
     from tiny_models import tiny_qwen_config
 
     return tiny_qwen_config(**vocabulary(processor))
+
+
+def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """
+    By parameter, within 1e-5 of its greatest gradient: float32 sums in another order differ by a share of what they
+    add up, not of what is left.
+    """
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        tolerance = 1e-6 + 1e-5 * gradient.abs().max().item()
+        torch.testing.assert_close(
+            found[name], gradient, rtol=0, atol=tolerance, msg=lambda message, key=name: f"{key}: {message}"
+        )

