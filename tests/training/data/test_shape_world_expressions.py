@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from xsam_training.data.shape_world.expressions import (
 )
 from xsam_training.data.shape_world.families import FAMILIES, draw_expression, draw_unique
 from xsam_training.data.shape_world.options import World
+from xsam_training.data.shape_world.reader import ShapeWorldReader
 from xsam_training.data.shape_world.scene import Thing, draw_scene
-from xsam_training.data.shape_world.vocabulary import COLORS, KINDS, SIZES, TEXTURES, Combination
+from xsam_training.data.shape_world.vocabulary import COLORS, KINDS, SIZES, TEXTURES, Combination, with_article
 
 MASK = np.zeros((2, 2), dtype=bool)
 
@@ -172,6 +174,20 @@ def test_drawn_expressions_mean_one_thing_or_none(family):
         if family in ("size", "position", "relation"):
             assert len(evaluate(expression.base.text, things)) > 1
     assert count > 70
+
+
+def test_chats_ask_what_an_expression_means_and_do_not_say():
+    reader, words = ShapeWorldReader(tasks=["chat"], families=["identity"], count=60), Counter()
+    for index in range(reader.count):
+        sample = reader[index]
+        things = draw_scene(reader.world, index).things
+        for turn in sample.turns:
+            text = re.fullmatch(r"What is (.+)\?", turn.text)[1]
+            names = [each.combination.name for each in evaluate(text, things)]
+            assert [turn.answer] == ([f"{with_article(name).capitalize()}." for name in names] or ["Nothing."])
+            assert not any(name in text for name in names)
+            words.update([*text.split(), turn.answer])
+    assert min(words[word] for word in ("thing", "largest", "leftmost", "bottom", "striped", "above", "Nothing.")) > 2
 
 
 def test_superlatives_of_the_two_evaluations_are_the_same():

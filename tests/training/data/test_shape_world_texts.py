@@ -143,9 +143,10 @@ def test_counts_are_spread():
     assert {"Zero.", "One.", "Two.", "Three.", "Four."} <= {answer for answer, n in shares.items() if n > 25}
 
 
-def test_a_chat_has_three_or_four_questions_and_none_twice():
-    samples = list(ShapeWorldReader(tasks=["chat"], families=QUESTIONS, count=60))
-    assert {len(sample.turns) for sample in samples} == {3, 4}
+@pytest.mark.parametrize("questions", [1, 4, 7])
+def test_a_chat_has_as_many_questions_as_asked_for_or_one_less_and_none_twice(questions):
+    samples = list(ShapeWorldReader(tasks=["chat"], families=QUESTIONS, questions=questions, count=60))
+    assert {len(sample.turns) for sample in samples} == {max(questions - 1, 1), questions}
     for sample in samples:
         assert len({turn.text for turn in sample.turns}) == len(sample.turns)
 

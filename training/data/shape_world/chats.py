@@ -1,4 +1,4 @@
-"""Conversations about a scene in words: whether something is there, how many, of which colour, and all in a sentence."""
+"""Conversations about a scene in words: is it there, how many, of which colour, what is it, and all in a sentence."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from itertools import product
 from ..samples import Turn
 from .captions import caption
 from .expressions import Description
-from .families import draw_unique
+from .families import FAMILIES, draw_expression, draw_unique
 from .scene import Scene, Thing
 from .vocabulary import NUMBERS, Combination, Vocabulary, plural, sentence, with_article
 
-FEWEST_TURNS, MOST_TURNS = 3, 4
-TRIES = 12
+# For each question that is asked for.
+TRIES = 3
 DESCRIPTION = "description"
 WHAT_IS_THERE = "What is in this picture?"
 
 Things = Sequence[Thing]
 
 
-def draw_chat(families: Sequence[str], scene: Scene, vocabulary: Vocabulary, rng: random.Random) -> list[Turn]:
+def draw_chat(
+    families: Sequence[str], questions: int, scene: Scene, vocabulary: Vocabulary, rng: random.Random
+) -> list[Turn]:
     """
-    Three or four questions, each of a drawn family, fewer if the scene gives no others; then, if it is among the families, a
-    description, which would give the other answers away.
+    Questions, each of a drawn family; then, if it is among the families, a description, which would give the other
+    answers away.
 
     Args:
         families: names of `CHAT_FAMILIES`, or "description".
+        questions: this many or one less, fewer if the scene gives no others.
         vocabulary: only its combinations are named.
     """
     asked = [family for family in families if family != DESCRIPTION]
     turns: dict[str, Turn] = {}
-    count = rng.randint(FEWEST_TURNS, MOST_TURNS)
-    for _ in range(TRIES if asked else 0):
+    count = rng.randint(max(questions - 1, 1), questions)
+    for _ in range(TRIES * questions if asked else 0):
         turn = CHAT_FAMILIES[rng.choice(asked)](scene.things, vocabulary, rng)
         if turn is not None and len(turns) < count:
             turns.setdefault(turn.text, turn)
@@ -78,10 +81,24 @@ def _color(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn |
     return Turn("chat", text=f"What colour is {description.text}?", answer=sentence(thing.color))
 
 
+def _identity(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn | None:
+    """What an expression means that does not say its colour and kind, or "Nothing" if it means nothing."""
+    found = draw_expression(rng.choice(list(FAMILIES)), things, vocabulary, rng)
+    if found is None:
+        return None
+    expression, target = found
+    name = None if target is None else things[target].combination.name
+    if name is not None and name in expression.text:
+        return None
+    answer = "nothing" if name is None else with_article(name)
+    return Turn("chat", text=f"What is {expression.text}?", answer=sentence(answer))
+
+
 CHAT_FAMILIES: dict[str, Callable[[Things, Vocabulary, random.Random], Turn | None]] = {
     "existence": _existence,
     "count": _count,
     "color": _color,
+    "identity": _identity,
 }
 
 

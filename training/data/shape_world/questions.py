@@ -173,7 +173,7 @@ def _visual_grounded(subject: Subject) -> list[Turn]:
 
 def _chat(subject: Subject) -> list[Turn]:
     rng = subject.rng("chat")
-    return draw_chat(subject.families_of("chat"), subject.scene, subject.vocabulary, rng)
+    return draw_chat(subject.families_of("chat"), subject.questions, subject.scene, subject.vocabulary, rng)
 
 
 TASK_TURNS: dict[str, Callable[[Subject], list[Turn]]] = {
