@@ -82,16 +82,16 @@ def _color(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn |
 
 
 def _identity(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn | None:
-    """What an expression means that does not say its colour and kind, or "Nothing" if it means nothing."""
-    found = draw_expression(rng.choice(list(FAMILIES)), things, vocabulary, rng)
+    """Of a thing that an expression means without saying its colour and kind."""
+    family = rng.choice([family for family in FAMILIES if family != "absent"])
+    found = draw_expression(family, things, vocabulary, rng)
     if found is None:
         return None
     expression, target = found
-    name = None if target is None else things[target].combination.name
-    if name is not None and name in expression.text:
+    name = things[target].combination.name
+    if name in expression.text:
         return None
-    answer = "nothing" if name is None else with_article(name)
-    return Turn("chat", text=f"What is {expression.text}?", answer=sentence(answer))
+    return Turn("chat", text=f"What is {expression.text}?", answer=sentence(with_article(name)))
 
 
 CHAT_FAMILIES: dict[str, Callable[[Things, Vocabulary, random.Random], Turn | None]] = {
