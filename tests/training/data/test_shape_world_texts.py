@@ -104,7 +104,7 @@ def test_captions_say_what_their_masks_show():
             assert (middle == ["small"]) == (number == 1 and shown[0].size == "small")
 
 
-QUESTIONS = ["existence", "count", "color"]
+QUESTIONS = ["existence", "count", "color", "kind"]
 
 
 def test_chats_are_right():
@@ -116,6 +116,10 @@ def test_chats_are_right():
             color, noun = count.groups()
             found = [each for each in things if color in (None, each.color) and noun in ("things", plural(each.kind))]
             expected = f"{NUMBERS[len(found)].capitalize()}."
+        elif shape := re.fullmatch(r"What shape is the (?:(\w+) )?(\w+) thing\?", turn.text):
+            word, color = shape.groups()
+            (found,) = (each for each in things if each.color == color and word in (None, each.size, each.texture))
+            expected = f"{found.kind.capitalize()}."
         else:
             word, kind = re.fullmatch(r"What colour is the (?:(\w+) )?(\w+)\?", turn.text).groups()
             (found,) = (each for each in things if each.kind == kind and word in (None, each.size, each.texture))

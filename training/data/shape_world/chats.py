@@ -1,4 +1,4 @@
-"""Conversations about a scene in words: is it there, how many, of which colour, what is it, and all in a sentence."""
+"""Conversations about a scene in words: is it there, how many, what colour, what shape, what is it, and all of it."""
 
 from __future__ import annotations
 
@@ -81,6 +81,15 @@ def _color(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn |
     return Turn("chat", text=f"What colour is {description.text}?", answer=sentence(thing.color))
 
 
+def _kind(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn | None:
+    thing = rng.choice(things)
+    looks = [Description(color=thing.color), Description(color=thing.color, texture=thing.texture)]
+    description = rng.choice([*looks, Description(color=thing.color, size=thing.size)])
+    if description.matches(things).target is None:
+        return None
+    return Turn("chat", text=f"What shape is {description.text}?", answer=sentence(thing.kind))
+
+
 def _identity(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn | None:
     """Of a thing that an expression means without saying its colour and kind."""
     family = rng.choice([family for family in FAMILIES if family != "absent"])
@@ -98,6 +107,7 @@ CHAT_FAMILIES: dict[str, Callable[[Things, Vocabulary, random.Random], Turn | No
     "existence": _existence,
     "count": _count,
     "color": _color,
+    "kind": _kind,
     "identity": _identity,
 }
 
