@@ -25,18 +25,21 @@ NUM_SCENES = 16
 
 # Benchmark, figure, floor.
 FLOORS = [
-    ("kinds-panoptic", "PQ", 0.72),
-    ("combinations", "mIoU", 0.58),
-    ("referring-attribute", "gIoU", 0.49),
-    ("reasoning", "gIoU", 0.6),
-    ("interactive-point", "gIoU", 0.62),
-    ("interactive-box", "gIoU", 0.7),
-    ("visual-grounded-box", "AP50", 0.47),
-    ("chat-color", "accuracy", 0.65),
+    ("kinds-panoptic", "PQ", 0.85),
+    ("combinations", "mIoU", 0.7),
+    ("held-out", "mIoU", 0.65),
+    ("referring", "gIoU", 0.61),
+    ("referring-attribute", "gIoU", 0.68),
+    ("reasoning", "gIoU", 0.76),
+    ("interactive-point", "gIoU", 0.74),
+    ("interactive-box", "gIoU", 0.74),
+    ("visual-grounded-box", "AP50", 0.71),
+    ("chat-count", "accuracy", 0.46),
+    ("chat-color", "accuracy", 0.57),
 ]
 GENERATED_FLOORS = [
-    ("grounded-conversation", "mIoU", 0.75),
-    ("reasoning", "gIoU", 0.6),
+    ("grounded-conversation", "mIoU", 0.8),
+    ("reasoning", "gIoU", 0.76),
 ]
 
 
