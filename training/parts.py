@@ -14,7 +14,8 @@ ADAPTED = "base_model.model."
 
 def set_trainable_parts(model: PreTrainedModel, parts: Sequence[str] | None) -> None:
     """
-    Freeze everything but some modules. What no loss can reach is frozen in any case.
+    Freeze everything but some modules. What no loss can reach is frozen in any case. Weights that two modules share learn
+    if either of them does.
 
     Args:
         parts: names of direct sub-modules, or None for all.
@@ -26,8 +27,9 @@ def set_trainable_parts(model: PreTrainedModel, parts: Sequence[str] | None) -> 
     unknown = [part for part in parts or [] if part not in children]
     if unknown:
         raise ValueError(f"trainable: the model has no part {unknown}; its parts are {', '.join(children)}.")
-    for name, child in children.items():
-        child.requires_grad_(parts is None or name in parts)
+    model.requires_grad_(parts is None)
+    for part in parts or []:
+        children[part].requires_grad_(True)
     model.freeze_unused_parts()
 
 

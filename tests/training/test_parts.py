@@ -1,7 +1,7 @@
 import pytest
 from peft import get_peft_model
 
-from tiny_models import tiny_model
+from tiny_models import tiny_model, tiny_qwen_config
 from xsam_training.adapters import lora_config
 from xsam_training.parts import describe_parts, set_trainable_parts
 
@@ -35,6 +35,13 @@ def test_frozen_parts_learn_again_when_named():
     set_trainable_parts(model, PROJECTORS)
     set_trainable_parts(model, None)
     assert learning(model) == whole < everything
+
+
+@pytest.mark.parametrize("part", ["language_model", "lm_head"])
+def test_shared_weights_learn_if_either_part_does(part):
+    model = tiny_model(text_config=tiny_qwen_config())
+    set_trainable_parts(model, [part])
+    assert model.lm_head.weight is model.get_input_embeddings().weight and model.lm_head.weight.requires_grad
 
 
 def test_what_no_loss_reaches_is_frozen_in_any_case():
