@@ -240,7 +240,7 @@ class TestTraining:
 
     @pytest.mark.parametrize("family", TEXT_CONFIGS)
     def test_a_new_adapter_changes_nothing(self, family):
-        assert_same_answers(answers(adapted(model_of(family)).eval()), answers(model_of(family)))
+        assert_equal(answers(adapted(model_of(family)).eval()), answers(model_of(family)))
 
     @pytest.mark.parametrize("family", TEXT_CONFIGS)
     def test_gradient_checkpointing_gives_the_same_gradients(self, family):
@@ -253,7 +253,7 @@ class TestTraining:
             model = adapted(model).train()
             model(**training_batch()).loss.backward()
             gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
-        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("family", TEXT_CONFIGS)
     def test_a_batch_of_text_leaves_nothing_without_gradient(self, family):
