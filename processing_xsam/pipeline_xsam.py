@@ -109,7 +109,7 @@ class AnySegmentationPipeline(Pipeline):
             text: expression, question or message; a list asks several about the same image, which is encoded once.
             labels: category names, or `{"thing": [...], "stuff": [...]}`.
             points, boxes, scribbles, masks: visual prompts in pixels of the image, see `XSAMProcessor`. In interactive
-                each prompted object gives a result of its own.
+                each prompted object gives a result of its own, in a chat they mark what the message is about.
             prompt_image: the image that the visual prompts of visual-grounded refer to, if it is another one.
             conversation: earlier turns, as messages.
             prefill_answer: whether the fixed answer of a task is given instead of generated.

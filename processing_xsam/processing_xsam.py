@@ -209,6 +209,7 @@ class XSAMProcessor(XSAMResultMethods, ProcessorMixin):
             boxes: visual prompts `[[x0, y0, x1, y1], ...]`.
             scribbles: visual prompts `[[[x, y], [x, y], ...], ...]`.
             masks: visual prompts of shape (N, H, W), or a list of (H, W).
+                In a chat, visual prompts of any kind mark what the message is about.
             prompt_image: image that the visual prompts of visual-grounded refer to, if it is another one.
             conversation: finished turns before this one, `[{"role": ..., "content": ...}]`; for chat it may end with
                 the question.

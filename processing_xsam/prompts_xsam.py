@@ -39,12 +39,18 @@ class Task:
         has_fixed_answer: nothing in the answer depends on the image, so it can be given up to its `<SEG>`.
         prefill_by_default: whether it is given when the caller does not say.
         turn_per_phrase: each phrase is a question and a `<SEG>` of its own; otherwise all phrases share one.
+        may_mark_regions: visual prompts may say what the text is about, which makes no phrases of them.
     """
 
     phrases_from: str | None
     has_fixed_answer: bool = False
     prefill_by_default: bool = False
     turn_per_phrase: bool = False
+    may_mark_regions: bool = False
+
+    @property
+    def takes_visual_prompts(self) -> bool:
+        return self.phrases_from == "regions" or self.may_mark_regions
 
 
 TASKS: dict[str, Task] = {
@@ -55,7 +61,7 @@ TASKS: dict[str, Task] = {
     "grounded-conversation": Task(None),
     "interactive": Task("regions", has_fixed_answer=True, prefill_by_default=True, turn_per_phrase=True),
     "visual-grounded": Task("regions", has_fixed_answer=True, prefill_by_default=True),
-    "chat": Task(None),
+    "chat": Task(None, may_mark_regions=True),
 }
 
 # The first sentence of a list is the one used in inference; the others vary the wording in training.
@@ -290,9 +296,9 @@ def build_conversation(
     Args:
         task_name: one of `TASKS`.
         templates: complete wording, as `merge_prompt_templates` returns it.
-        text: expression or question; a list for several of them in turns.
+        text: expression, question or message; a list for several of them in turns.
         labels: categories, as a list or as `{"thing": [...], "stuff": [...]}`.
-        num_regions: number of prompted objects.
+        num_regions: number of prompted objects. In a chat they stand in a line before the user's last message.
         history: finished turns that come before, see `history_messages`.
         has_image: puts the image's placeholder and a newline before the first question.
         prefill: appends the fixed answer to the last question too.
@@ -308,7 +314,7 @@ def build_conversation(
     _check_arguments(task_name, text=text, labels=labels, regions=num_regions or None)
     messages = history_messages(history or [])
     if task_name == "chat":
-        messages += _chat_turn(messages, text)
+        messages = _chat_turns(messages, text, num_regions)
     else:
         _check_turn_follows(messages, "a finished answer")
         messages += _task_turns(
@@ -318,9 +324,12 @@ def build_conversation(
 
 
 def _check_arguments(task_name: str, **arguments: Any) -> None:
-    """Compare the arguments that name phrases with what the task takes; a chat may do without text."""
-    expected = "text" if task_name == "chat" else get_task(task_name).phrases_from
+    """Compare the arguments that name phrases with what the task takes; a chat may do without text and regions."""
+    task = get_task(task_name)
+    expected = "text" if task_name == "chat" else task.phrases_from
     for name, value in arguments.items():
+        if name == "regions" and task.may_mark_regions:
+            continue
         if value is not None and name != expected:
             raise ValueError(f"`{name}`: task {task_name!r} does not take this argument; leave it out")
         if value is None and name == expected and task_name != "chat":
@@ -357,17 +366,22 @@ def _task_turns(
     return messages
 
 
-def _chat_turn(history: list[Message], text: Any) -> list[Message]:
+def _chat_turns(history: list[Message], text: Any, num_regions: int) -> list[Message]:
     if text is None:
         if not history or history[-1]["role"] != "user":
             raise ValueError(
                 "`text`: task 'chat' needs this argument, or a `conversation` that ends with a user's message"
             )
-        return []
-    if not isinstance(text, str):
-        raise ValueError(f"`text`: task 'chat' takes one string, got {text!r}; earlier turns go into `conversation`")
-    _check_turn_follows(history, "a finished answer, or leave `text` out")
-    return [{"role": "user", "content": plain_text(_checked_text(text, "text"))}]
+        *finished, question = history
+    else:
+        if not isinstance(text, str):
+            raise ValueError(
+                f"`text`: task 'chat' takes one string, got {text!r}; earlier turns go into `conversation`"
+            )
+        _check_turn_follows(history, "a finished answer, or leave `text` out")
+        finished, question = history, {"role": "user", "content": plain_text(_checked_text(text, "text"))}
+    marks = f"{', '.join([REGION_TOKEN] * num_regions)}\n" if num_regions else ""
+    return [*finished, {"role": "user", "content": marks + question["content"]}]
 
 
 def _check_turn_follows(history: list[Message], remedy: str) -> None:

@@ -97,7 +97,7 @@ def _check_task_sample(sample: Sample) -> None:
     if sample.image is None and sample.task != "chat":
         raise ValueError(f"`images`: task {sample.task!r} needs an image")
     takes_regions = task.phrases_from == "regions"
-    if sample.visual_prompts and not takes_regions:
+    if sample.visual_prompts and not task.takes_visual_prompts:
         raise ValueError(f"`{next(iter(sample.visual_prompts))}`: task {sample.task!r} does not take this argument")
     if sample.prompt_image is not None and sample.task != "visual-grounded":
         raise ValueError(

@@ -105,6 +105,17 @@ def test_answers_in_words(segment, image, task):
     assert result["segments"] == []
 
 
+def test_a_chat_is_about_what_is_marked(segment, image):
+    model, processor = segment.model, segment.processor
+    asked = {"task": "chat", "text": "What is this?", "boxes": [[10, 10, 200, 150]]}
+    inputs = processor(images=image, **asked)
+    tokens = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0]
+    expected = processor.tokenizer.decode(tokens[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    result = segment(image, max_new_tokens=4, **asked)
+    assert result["text"].split() == expected.split()
+    assert result["segments"] == []
+
+
 def test_chat_without_an_image(segment):
     assert isinstance(segment(task="chat", text="Hello", max_new_tokens=3)["text"], str)
 

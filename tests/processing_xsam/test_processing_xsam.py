@@ -159,6 +159,18 @@ def test_history_of_a_chat(processor, image):
     assert decoded(processor, outputs) == expected
 
 
+def test_a_chat_about_marked_regions(processor, image):
+    """What the user writes is no mark, whatever it spells."""
+    asked = {"task": "chat", "text": "Is <region> like this?"}
+    outputs = processor(images=image, boxes=[[0, 0, 9, 9], [20, 10, 29, 19]], **asked)
+    assert outputs["region_masks"].shape == (2, 32, 32)
+    assert outputs["region_batch_index"].tolist() == [0, 0]
+    marks = ", ".join(["<region>" * processor.num_region_tokens] * 2)
+    assert f"{IMAGE}\n{marks}\nIs <region> like this?<|end|>" in decoded(processor, outputs)
+    assert (outputs["input_ids"] == processor.region_token_id).sum() == 2 * processor.num_region_tokens
+    assert "region_masks" not in processor(images=image, **asked)
+
+
 def test_text_only_chat(processor):
     outputs = processor(task="chat", text="Hello")
     assert set(outputs) == {"input_ids", "attention_mask", "image_index"}
@@ -461,6 +473,8 @@ def test_chat_template_refuses_other_parts(processor):
         ({"task": "segment"}, "unknown task 'segment'; the tasks are generic"),
         ({"task": "generic", "labels": ["a"], "images": None}, "`images`: task 'generic' needs an image"),
         ({"task": "generic", "labels": ["a"], "points": [[1, 1]]}, "`points`: task 'generic' does not take"),
+        ({"task": "chat", "text": "a", "points": [[1, 1]], "images": None}, "`points` needs the image"),
+        ({"task": "grounded-conversation", "points": [[1, 1]]}, "'grounded-conversation' does not take"),
         ({"task": "chat", "text": "a", "prompt_image": "x"}, "`prompt_image`: task 'chat' does not take"),
         ({"task": "interactive", "points": [[1, 1]], "prompt_image": "x"}, "only 'visual-grounded' does"),
         ({"task": "interactive"}, "`points`, `boxes`, `scribbles` or `masks`: task 'interactive' needs one"),

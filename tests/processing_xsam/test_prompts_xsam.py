@@ -179,6 +179,15 @@ def test_chat_may_end_the_conversation_itself():
     assert written("chat", history=history) == [("user", "Hi")]
 
 
+def test_marked_regions_stand_before_the_message_that_is_about_them():
+    assert written("chat", text="Why?", num_regions=2) == [("user", "<region>, <region>\nWhy?")]
+    history = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
+    messages = build_conversation("chat", templates=TEMPLATES, text="And this?", num_regions=1, history=history)
+    assert readable(messages) == [("user", "<image>\nHi"), ("assistant", "Yes?"), ("user", "<region>\nAnd this?")]
+    messages = build_conversation("chat", templates=TEMPLATES, num_regions=1, history=history[:1])
+    assert readable(messages) == [("user", "<image>\n<region>\nHi")]
+
+
 def phrase(text: str) -> dict[str, str]:
     return {"type": "phrase", "text": text}
 

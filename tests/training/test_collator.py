@@ -106,6 +106,18 @@ def test_regions_are_read_from_the_images_they_were_drawn_on(processor):
     assert borrowed == bool(kinds[0] ^ kinds[1])
 
 
+def test_chats_about_regions(processor):
+    chat, shown = chat_sample(0), interactive_sample(2)
+    marked = replace(chat.turns[0], regions=(shown.turns[0].regions[0][:1],))
+    sample = replace(shown, turns=(chat.turns[1], marked))
+    batch = XSAMCollator(processor)(items(chat, sample))
+    (mask,) = batch["region_masks"]
+    assert torch.equal(mask, at_input_size(shown, [marked.regions[0][0].mask])[0])
+    assert batch["region_batch_index"].tolist() == [1]
+    assert (batch["input_ids"] == processor.region_token_id).sum(1).tolist() == [0, processor.num_region_tokens]
+    assert "mask_labels" not in batch
+
+
 def test_text_only_batches(processor):
     batch = XSAMCollator(processor)(items(chat_sample(0, with_image=False)))
     assert "pixel_values" not in batch and batch["image_index"].tolist() == [-1]

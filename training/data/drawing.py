@@ -55,14 +55,14 @@ class DrawnTurn:
 
 def draw_turns(sample: AnnotatedSample, rng: random.Random, options: DrawOptions) -> list[Turn]:
     """
-    The questions that a training step asks about an image: a chat as it stands, of other tasks up to `max_turns` in a
+    The questions that a training step asks about an image: a chat in its order, of other tasks up to `max_turns` in a
     random order, each with its categories or visual prompts drawn.
 
     Of several expressions for the same object one is taken, and one of several objects that read the same: as each
     other's negatives they would contradict.
     """
     if any(turn.task == "chat" for turn in sample.turns):
-        return list(sample.turns)
+        return [_draw_regions(turn, rng) for turn in sample.turns]
     shuffled = rng.sample(sample.turns, len(sample.turns))
     chosen: list[Turn] = []
     for turn in shuffled:
@@ -122,8 +122,13 @@ def _draw_phrases(turn: Turn, rng: random.Random, options: DrawOptions) -> Turn:
         return _draw_labels(turn, rng, options)
     if not turn.regions:
         return turn
-    turn = replace(turn, regions=tuple((rng.choice(regions),) for regions in turn.regions))
+    turn = _draw_regions(turn, rng)
     return _reorder(turn, rng.sample(range(len(turn.regions)), len(turn.regions)))
+
+
+def _draw_regions(turn: Turn, rng: random.Random) -> Turn:
+    """One visual prompt for each phrase, or for each object that a chat is about."""
+    return replace(turn, regions=tuple((rng.choice(regions),) for regions in turn.regions))
 
 
 def _draw_labels(turn: Turn, rng: random.Random, options: DrawOptions) -> Turn:

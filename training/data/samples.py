@@ -51,7 +51,7 @@ class Turn:
     | grounded-conversation | the parts `spans` of `answer` | `answer`: the caption, `spans` |
     | interactive | the one entry of `regions` | `regions` |
     | visual-grounded | the entries of `regions` | `regions`, `labels`: the category of each |
-    | chat | none | `text`, `answer` |
+    | chat | none | `text`, `answer`, `regions`: what the message is about, if marked |
 
     Attributes:
         task: a task of `processing_xsam`.
@@ -59,7 +59,7 @@ class Turn:
         labels: category names, each once.
         unasked: names of categories that are in the image, but not among `labels`: they cannot be called absent.
         num_things: how many of the labels, from the first, are things; the others are stuff.
-        regions: per phrase the visual prompts that it can be asked with, at least one.
+        regions: per phrase (in a chat, per marked object) the visual prompts that it can be asked with, at least one.
         answer: what the annotation says; None for tasks whose answer is a fixed sentence.
         spans: [start, end) characters of the phrases in `answer`, in order and without overlap.
         masks: what is to be segmented, each of the image's size and not empty.
@@ -103,6 +103,8 @@ class Turn:
 
     @property
     def num_phrases(self) -> int:
+        if self.task == "chat":
+            return 0
         if self.task == "grounded-conversation":
             return len(self.spans)
         if self.task in ("referring", "reasoning"):

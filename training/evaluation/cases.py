@@ -80,10 +80,10 @@ def draw_case(turn: Turn, answer: Answer, sample: AnnotatedSample, quality: floa
 
 def describe(turn: Turn) -> str:
     """What a turn asks for, in a few words."""
+    prompts = ", ".join(dict.fromkeys(of_phrase[0].kind for of_phrase in turn.regions))
     if turn.text:
-        return turn.text
+        return f"{turn.text} ({prompts})" if prompts else turn.text
     if turn.regions:
-        prompts = ", ".join(dict.fromkeys(of_phrase[0].kind for of_phrase in turn.regions))
         return f"{turn.task}, {prompts}: {', '.join(turn.labels)}" if turn.labels else f"{turn.task}, {prompts}"
     return f"{turn.task}, {len(turn.labels)} categories" if turn.labels else turn.task
 

@@ -98,7 +98,8 @@ class XSAMPredictor:
         answers: list[Answer] = []
         history: list[dict[str, str]] = []
         for turn in turns:
-            asked = Sample(task="chat", image=image, text=turn.text, conversation=list(history) or None)
+            size = (0, 0) if image is None else (image.height, image.width)
+            asked = Sample(task="chat", image=image, conversation=list(history) or None, **question(turn, size))
             answers += [self._answer(output, options) for output in self._run([asked])]
             said = answers[-1].text if self.protocol == "generate" else turn.answer
             history += [{"role": "user", "content": turn.text}, {"role": "assistant", "content": said or ""}]
@@ -204,13 +205,14 @@ def question(turn: Turn, image_size: tuple[int, int]) -> dict[str, Any]:
     A turn's question as arguments of the pipeline and of the processor; of several visual prompts for a phrase, the
     first.
     """
+    text = {} if turn.text is None else {"text": turn.text}
     if turn.regions:
-        return {"masks": decode_masks([regions[0].mask for regions in turn.regions], image_size)}
+        return {**text, "masks": decode_masks([regions[0].mask for regions in turn.regions], image_size)}
     if turn.labels:
         return {
             "labels": {"thing": list(turn.labels[: turn.num_things]), "stuff": list(turn.labels[turn.num_things :])}
         }
-    return {} if turn.text is None else {"text": turn.text}
+    return text
 
 
 def to_answer(segments: Sequence[Segment], failure: str = "") -> Answer:

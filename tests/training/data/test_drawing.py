@@ -100,6 +100,17 @@ def test_a_chat_stays_in_order():
     assert draw_turns(sample(*turns), random.Random(0), DrawOptions(max_turns=2)) == turns
 
 
+def test_a_chat_shows_one_prompt_of_each_marked_object_in_their_order():
+    regions = visual_turn("cup", "spoon").regions
+    turn = Turn("chat", text="Are these alike?", answer="No.", regions=regions)
+    kinds = set()
+    for seed in range(20):
+        (drawn,) = draw_turns(sample(turn), random.Random(seed), DrawOptions())
+        assert all(chosen in offered for (chosen,), offered in zip(drawn.regions, regions, strict=True))
+        kinds |= {region.kind for (region,) in drawn.regions}
+    assert kinds == {"point", "box"}
+
+
 def test_visual_prompts_are_drawn_and_shuffled():
     turn = visual_turn("cup", "spoon", "plate")
     kinds, orders = set(), set()

@@ -177,6 +177,7 @@ def test_damaged_counts_are_refused(counts):
         (Turn("interactive", regions=((Region({}),),)), 1),
         (Turn("visual-grounded", regions=((Region({}), Region({})), (Region({}),)), labels=("a", "b")), 2),
         (Turn("chat", text="a", answer="b"), 0),
+        (Turn("chat", text="a", answer="b", regions=((Region({}),),)), 0),
     ],
 )
 def test_the_number_of_phrases(turn, number):

@@ -127,6 +127,29 @@ def test_chats_are_right():
         assert turn.answer == expected, turn.text
 
 
+def test_chats_about_marked_things_are_right():
+    reader = ShapeWorldReader(tasks=["chat"], families=["region"], questions=6, count=40)
+    seen = set()
+    for things, turn in pairs(reader):
+        ((*prompts,),) = turn.regions
+        assert [each.kind for each in prompts] == ["point", "scribble", "box", "mask"]
+        # The mask prompt is blurred, and still covers its own thing best.
+        (mask,) = decode_masks([prompts[-1].mask], things[0].mask.shape)
+        overlaps = [(mask & each.mask).sum() / (mask | each.mask).sum() for each in things]
+        marked = things[int(np.argmax(overlaps))]
+        expected = {
+            "What is this?": f"{marked.color} {marked.kind}.",
+            "What shape is this?": f"{marked.kind.capitalize()}.",
+            "What colour is this?": f"{marked.color.capitalize()}.",
+        }[turn.text]
+        assert turn.answer.removeprefix("A ").removeprefix("An ") == expected
+        seen.add(turn.text)
+    assert len(seen) == 3
+    for each in reader:
+        asked = [(turn.text, turn.regions[0][0].mask["counts"]) for turn in each.turns]
+        assert len(set(asked)) == len(asked)
+
+
 def answers(family, count=250):
     reader = ShapeWorldReader(tasks=["chat"], families=[family], count=count)
     return [turn for sample in reader for turn in sample.turns]

@@ -62,6 +62,8 @@ def test_questions_as_arguments_of_the_pipeline():
     assert question(referring_sample(2).turns[1], SIZE) == {"text": "the middle shape"}
     assert question(chat_sample(7).turns[0], SIZE) == {"text": "What is on the left?"}
     assert question(caption_sample(4).turns[0], SIZE) == {}
+    marked = replace(chat_sample(7).turns[0], regions=visual_sample(6).turns[0].regions[:1])
+    assert list(question(marked, SIZE)) == ["text", "masks"]
     turn = visual_sample(6).turns[0]
     (name, masks), *rest = question(turn, SIZE).items()
     assert name == "masks" and not rest
@@ -166,6 +168,14 @@ def test_a_chat_is_a_conversation(model, processor, monkeypatch, with_image):
     assert asked[1].conversation == [question, {"role": "assistant", "content": turns[0].answer}]
     asked, answers = said(model, processor, sample, "generate", monkeypatch)
     assert asked[1].conversation == [question, {"role": "assistant", "content": answers[0].text}]
+
+
+def test_a_chat_shows_what_is_marked(model, processor, monkeypatch):
+    shown = visual_sample(6)
+    marked = replace(chat_sample(7).turns[0], regions=shown.turns[0].regions[:1])
+    asked, _ = said(model, processor, replace(shown, turns=(marked,)), "generate", monkeypatch)
+    assert asked[0].text == marked.text
+    assert np.array_equal(asked[0].masks, decode_masks([marked.regions[0][0].mask], SIZE))
 
 
 def test_nothing_is_left_to_chance(model, processor, monkeypatch):

@@ -1,13 +1,17 @@
-"""Conversations about a scene in words: is it there, how many, what colour, what shape, what is it, and all of it."""
+"""
+Conversations about a scene in words: is it there, how many, what colour, what shape, what is it, what is marked, and all
+of it.
+"""
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 
-from ..samples import Turn
+from ..samples import Region, Turn
 from .captions import caption
 from .expressions import Description
 from .families import FAMILIES, draw_expression, draw_unique
@@ -18,32 +22,51 @@ from .vocabulary import NUMBERS, Combination, Vocabulary, plural, sentence, with
 TRIES = 3
 DESCRIPTION = "description"
 WHAT_IS_THERE = "What is in this picture?"
+REGION = "region"
+# Questions about a marked thing, and their answers.
+REGION_QUESTIONS: dict[str, Callable[[Thing], str]] = {
+    "What is this?": lambda thing: with_article(thing.combination.name),
+    "What shape is this?": lambda thing: thing.kind,
+    "What colour is this?": lambda thing: thing.color,
+}
 
 Things = Sequence[Thing]
 
 
 def draw_chat(
-    families: Sequence[str], questions: int, scene: Scene, vocabulary: Vocabulary, rng: random.Random
+    families: Sequence[str],
+    questions: int,
+    scene: Scene,
+    regions: Sequence[tuple[Region, ...]],
+    vocabulary: Vocabulary,
+    rng: random.Random,
 ) -> list[Turn]:
     """
     Questions, each of a drawn family; then, if it is among the families, a description, which would give the other
     answers away.
 
     Args:
-        families: names of `CHAT_FAMILIES`, or "description".
+        families: names of `CHAT_FAMILIES`, "region" or "description".
         questions: this many or one less, fewer if the scene gives no others.
+        regions: the visual prompts of each thing, for "region".
         vocabulary: only its combinations are named.
     """
     asked = [family for family in families if family != DESCRIPTION]
-    turns: dict[str, Turn] = {}
+    drawers = {**CHAT_FAMILIES, REGION: partial(_region, regions)}
+    turns: list[Turn] = []
     count = rng.randint(max(questions - 1, 1), questions)
     for _ in range(TRIES * questions if asked else 0):
-        turn = CHAT_FAMILIES[rng.choice(asked)](scene.things, vocabulary, rng)
-        if turn is not None and len(turns) < count:
-            turns.setdefault(turn.text, turn)
+        turn = drawers[rng.choice(asked)](scene.things, vocabulary, rng)
+        # Of questions that read the same about the same thing, or about no marked one, the first counts.
+        if turn is not None and len(turns) < count and not any(_same(turn, other) for other in turns):
+            turns.append(turn)
     if DESCRIPTION in families:
-        turns.setdefault(WHAT_IS_THERE, Turn("chat", text=WHAT_IS_THERE, answer=caption(scene).answer))
-    return list(turns.values())
+        turns.append(Turn("chat", text=WHAT_IS_THERE, answer=caption(scene).answer))
+    return turns
+
+
+def _same(turn: Turn, other: Turn) -> bool:
+    return turn.text == other.text and turn.regions == other.regions
 
 
 def _existence(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn | None:
@@ -101,6 +124,12 @@ def _identity(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Tur
     if name in expression.text:
         return None
     return Turn("chat", text=f"What is {expression.text}?", answer=sentence(with_article(name)))
+
+
+def _region(regions: Sequence[tuple[Region, ...]], things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn:
+    place = rng.randrange(len(things))
+    question, answer = rng.choice(list(REGION_QUESTIONS.items()))
+    return Turn("chat", text=question, regions=(regions[place],), answer=sentence(answer(things[place])))
 
 
 CHAT_FAMILIES: dict[str, Callable[[Things, Vocabulary, random.Random], Turn | None]] = {

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from processing_xsam.prompts_xsam import DEFAULT_PROMPT_TEMPLATES
 
+from .chats import CHAT_FAMILIES, DESCRIPTION
 from .reader import ShapeWorldReader
 
 # Enough for names, colours and other frequent words to be single tokens; the rest falls apart into pieces.
@@ -21,7 +22,11 @@ VOCAB_SIZE = 700
 NUM_SCENES = 1500
 # A wording of a prompt stands for the many scenes that it is used in.
 WORDING_WEIGHT = 20
-TASKS_WITH_WORDS = (["generic", "open-vocabulary", "referring", "reasoning", "grounded-conversation"], ["chat"])
+# Tasks, and their families if not all; questions about what is marked have no words that the others lack.
+TASKS_WITH_WORDS = (
+    (["generic", "open-vocabulary", "referring", "reasoning", "grounded-conversation"], ()),
+    (["chat"], (*CHAT_FAMILIES, DESCRIPTION)),
+)
 
 
 def train_tokenizer(num_scenes: int = NUM_SCENES, vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
@@ -50,8 +55,8 @@ def with_phi3_tokens(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def _texts_of_scenes(num_scenes: int) -> Iterator[str]:
-    for tasks in TASKS_WITH_WORDS:
-        for sample in ShapeWorldReader(tasks=tasks, count=num_scenes, seed=1):
+    for tasks, families in TASKS_WITH_WORDS:
+        for sample in ShapeWorldReader(tasks=tasks, families=families, count=num_scenes, seed=1):
             for turn in sample.turns:
                 yield from filter(None, (turn.text, turn.answer, ", ".join(turn.labels)))
 
