@@ -98,8 +98,7 @@ class XSAMPredictor:
         answers: list[Answer] = []
         history: list[dict[str, str]] = []
         for turn in turns:
-            size = (0, 0) if image is None else (image.height, image.width)
-            asked = Sample(task="chat", image=image, conversation=list(history) or None, **question(turn, size))
+            asked = self._sample(turn, image, history)
             answers += [self._answer(output, options) for output in self._run([asked])]
             said = answers[-1].text if self.protocol == "generate" else turn.answer
             history += [{"role": "user", "content": turn.text}, {"role": "assistant", "content": said or ""}]
@@ -117,10 +116,11 @@ class XSAMPredictor:
         }
         return worded
 
-    def _sample(self, turn: Turn, image: Image.Image) -> Sample:
+    def _sample(self, turn: Turn, image: Image.Image | None, history: Sequence[dict[str, str]] = ()) -> Sample:
         prefill = self.protocol == "xsam" and get_task(turn.task).has_fixed_answer
-        asked = question(turn, (image.height, image.width))
-        return Sample(task=turn.task, image=image, prefill_answer=prefill, **asked)
+        # Without an image there is no visual prompt whose size would count.
+        asked = question(turn, (0, 0) if image is None else (image.height, image.width))
+        return Sample(task=turn.task, image=image, conversation=list(history) or None, prefill_answer=prefill, **asked)
 
     def _run(self, samples: Sequence[Sample]) -> Iterator[SampleOutput]:
         return self._pipeline.run(
