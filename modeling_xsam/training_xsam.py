@@ -30,12 +30,12 @@ class XSAMTrainingMixin:
 
     def train(self, mode: bool = True) -> XSAMTrainingMixin:
         """
-        As `torch.nn.Module.train`, but direct sub-modules whose parameters are all frozen stay in eval mode: nothing of
-        a frozen tower is dropped. Looked at in this call: freeze first, then call `train`.
+        As `torch.nn.Module.train`, but sub-modules whose parameters are all frozen stay in eval mode: nothing of a
+        frozen tower or layer is dropped. Looked at in this call: freeze first, then call `train`.
         """
         super().train(mode)
         if mode:
-            for part in self.children():
+            for part in self.modules():
                 trainable = [parameter.requires_grad for parameter in part.parameters()]
                 if trainable and not any(trainable):
                     _stay_in_eval_mode(part)

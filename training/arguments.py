@@ -33,7 +33,10 @@ class ModelArguments:
     config: dict[str, Any] | None = field(default=None, metadata={"help": "fields of XSAMConfig that differ"})
     processor: dict[str, Any] | None = field(default=None, metadata={"help": "fields of XSAMProcessor that differ"})
     trainable: list[str] | None = field(
-        default=None, metadata={"help": "modules that learn, such as multi_modal_projector; all if not given"}
+        default=None,
+        metadata={
+            "help": "modules that learn, such as multi_modal_projector or vision_tower.encoder.layers.3; all if not given"
+        },
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2 or eager"})
 

@@ -18,18 +18,19 @@ def set_trainable_parts(model: PreTrainedModel, parts: Sequence[str] | None) -> 
     if either of them does.
 
     Args:
-        parts: names of direct sub-modules, or None for all.
+        parts: names of modules, such as "connector" or "vision_tower.encoder.layers.3", or None for all.
 
     Raises:
         ValueError: if there is no such module.
     """
-    children = dict(model.named_children())
-    unknown = [part for part in parts or [] if part not in children]
+    modules = dict(model.named_modules())
+    unknown = [part for part in parts or [] if not part or part not in modules]
     if unknown:
-        raise ValueError(f"trainable: the model has no part {unknown}; its parts are {', '.join(children)}.")
+        children = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(f"trainable: the model has no part {unknown}; its parts are {children}, and what is in them.")
     model.requires_grad_(parts is None)
     for part in parts or []:
-        children[part].requires_grad_(True)
+        modules[part].requires_grad_(True)
     model.freeze_unused_parts()
 
 

@@ -466,6 +466,14 @@ class TestFrozenPartsStayInEvalMode:
         model.vision_tower.encoder.layers[0].layer_norm1.weight.requires_grad_(True)
         assert model.train().vision_tower.training
 
+    def test_dropout_of_a_frozen_layer_stays_off_in_a_tower_that_trains(self):
+        model = tiny_model()
+        frozen, learning = model.language_model.layers
+        frozen.requires_grad_(False)
+        model.train()
+        assert model.language_model.training and learning.self_attn.training and learning.mlp.training
+        assert not frozen.self_attn.training and not frozen.mlp.training
+
     def test_eval_mode_is_for_all(self):
         model = tiny_model()
         model.language_model.requires_grad_(False)

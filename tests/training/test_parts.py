@@ -27,6 +27,13 @@ def test_the_named_parts_learn_alone():
     assert learning(model) == {name for name, _ in model.named_parameters() if name.split(".")[0] in PROJECTORS}
 
 
+def test_a_part_of_a_part_learns_alone():
+    model = tiny_model()
+    set_trainable_parts(model, ["vision_tower.encoder.layers.0", "high_res_projector"])
+    parts = ("vision_tower.encoder.layers.0.", "high_res_projector.")
+    assert learning(model) == {name for name, _ in model.named_parameters() if name.startswith(parts)}
+
+
 def test_frozen_parts_learn_again_when_named():
     model = tiny_model()
     everything = learning(model)
@@ -55,7 +62,7 @@ def test_what_no_loss_reaches_is_frozen_in_any_case():
     assert not any("neck" in name for name in learning(model))
 
 
-@pytest.mark.parametrize("part", ["decoder", "language_model.layers", ""])
+@pytest.mark.parametrize("part", ["decoder", "language_model.layer", ""])
 def test_an_unknown_part_is_named_with_those_that_there_are(part):
     model = tiny_model()
     before = learning(model)
