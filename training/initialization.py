@@ -34,6 +34,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from modeling_xsam import XSAMConfig
@@ -145,6 +146,23 @@ def build_config(arguments: ModelArguments, tokenizer: Any, labels: tuple[str, .
     )
 
 
+def random_model(
+    model_class: type[PreTrainedModel], config: XSAMConfig, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """
+    A model without any source. The dense tower's position embedding starts with sines and cosines, as in MAE
+    (arXiv 2111.06377), which SAM's encoder began from. transformers starts it at zero, where it stays for long: nothing
+    then says which of two like patches is on the left.
+    """
+    model = model_class._from_config(config, attn_implementation=attn_implementation)
+    positions = model.high_res_vision_tower.vision_encoder.pos_embed
+    if positions is not None:
+        _, height, width, channels = positions.shape
+        with torch.no_grad():
+            positions.copy_(build_2d_sinusoidal_position_embedding(height, width, channels).view_as(positions))
+    return model
+
+
 def build_model(arguments: ModelArguments, config: XSAMConfig) -> tuple[PreTrainedModel, InitializationReport]:
     """
     The model of a stage with the weights of its sources.
@@ -152,7 +170,7 @@ def build_model(arguments: ModelArguments, config: XSAMConfig) -> tuple[PreTrain
     Raises:
         ValueError: if a source has a tensor of another shape than the model, or gives nothing at all.
     """
-    model = arguments.model_class._from_config(config, attn_implementation=arguments.attn_implementation)
+    model = random_model(arguments.model_class, config, attn_implementation=arguments.attn_implementation)
     report = InitializationReport()
     targets = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
     for name, tensors in _sources(arguments):

@@ -17,7 +17,13 @@ from random_checkpoint import byte_tokenizer
 from tiny_models import tiny_config, tiny_mask_decoder_config, tiny_text_config
 from tiny_training import fitting_model, qwen_text_config, tiny_processor, vocabulary
 from xsam_training.arguments import ModelArguments
-from xsam_training.initialization import build_config, build_generation_config, build_model, build_processor
+from xsam_training.initialization import (
+    build_config,
+    build_generation_config,
+    build_model,
+    build_processor,
+    random_model,
+)
 
 DECODER = tiny_mask_decoder_config().to_dict()
 CONFIG = {"mask_decoder_config": DECODER, "connector_feature_layers": [1, 2, 3], "connector_hidden_size": 32}
@@ -91,6 +97,25 @@ def test_towers_and_language_model_from_their_own_checkpoints(sources):
     assert siglip_unused == {"text_model", "logit_scale", "logit_bias"}
     assert sam_unused == {"prompt_encoder", "mask_decoder", "shared_image_embedding"}
     assert "siglip: vision_tower (" in str(report) and "multi_modal_projector (4)" in str(report)
+
+
+def test_patches_of_a_dense_tower_from_scratch_have_a_place(sources):
+    towers = {"language_model": None, "vision_tower": None, "high_res_vision_tower": None}
+    config = {**CONFIG, "high_res_vision_config": tiny_config().high_res_vision_config.to_dict()}
+    from_scratch = arguments(sources, stage=1, tokenizer=str(sources / "phi3"), config=config, **towers)
+    _, model, _ = built(from_scratch, labels=("cup",))
+    positions = model.high_res_vision_tower.vision_encoder.pos_embed[0].detach()
+    height, width, channels = positions.shape
+    down, right = positions[:, :, 0], positions[:, :, channels // 2]  # the sines of the highest frequency
+    assert torch.allclose(down, torch.arange(height).float().sin()[:, None].expand(height, width))
+    assert torch.allclose(right, torch.arange(width).float().sin().expand(height, width))
+    assert len(positions.flatten(0, 1).unique(dim=0)) == height * width
+
+
+def test_a_dense_tower_without_a_position_embedding_has_none(sources):
+    config = tiny_config()
+    config.high_res_vision_config.use_abs_pos = False
+    assert random_model(XSAMForSegmentation, config).high_res_vision_tower.vision_encoder.pos_embed is None
 
 
 def test_tied_embeddings_are_not_new(sources):

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from modeling_xsam.connector_xsam import XSAMProjector
 
 from ..arguments import Arguments
+from ..initialization import random_model
 from ..parts import describe_parts
 from ..trainer import XSAMTrainer
 from .paired_runs import DECIDED, RunPlan, train_and_evaluate
@@ -131,7 +132,7 @@ def forget_parts(model: PreTrainedModel, parts: Sequence[str], seed: int) -> Non
             raise ValueError(f"forget: {name} shares weights with another module (tied embeddings): forget both")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        fresh = type(model)._from_config(deepcopy(model.config))
+        fresh = random_model(type(model), deepcopy(model.config))
     for name, module in modules.items():
         start = fresh.get_submodule(name).state_dict()
         if all(torch.equal(value.cpu(), start[key].to(value.dtype)) for key, value in module.state_dict().items()):
