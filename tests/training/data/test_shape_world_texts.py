@@ -137,14 +137,18 @@ def test_chats_about_marked_things_are_right():
         (mask,) = decode_masks([prompts[-1].mask], things[0].mask.shape)
         overlaps = [(mask & each.mask).sum() / (mask | each.mask).sum() for each in things]
         marked = things[int(np.argmax(overlaps))]
+        x, y = marked.center
+        row = "top" if y <= 1 / 3 else "bottom" if y >= 2 / 3 else ""
+        column = "left" if x <= 1 / 3 else "right" if x >= 2 / 3 else ""
         expected = {
+            "Where is this?": f"{f'{row} {column}'.strip() or 'middle'}.".capitalize(),
             "What is this?": f"{marked.color} {marked.kind}.",
             "What shape is this?": f"{marked.kind.capitalize()}.",
             "What colour is this?": f"{marked.color.capitalize()}.",
         }[turn.text]
         assert turn.answer.removeprefix("A ").removeprefix("An ") == expected
         seen.add(turn.text)
-    assert len(seen) == 3
+    assert len(seen) == 4
     for each in reader:
         asked = [(turn.text, turn.regions[0][0].mask["counts"]) for turn in each.turns]
         assert len(set(asked)) == len(asked)

@@ -1,6 +1,6 @@
 """
-Conversations about a scene in words: is it there, how many, what colour, what shape, what is it, what is marked, and all
-of it.
+Conversations about a scene in words: is it there, how many, what colour, what shape, what is it, what is marked and
+where, and all of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import product
 
 from ..samples import Region, Turn
 from .captions import caption
-from .expressions import Description
+from .expressions import ZONE_CERTAIN, ZONES, Description
 from .families import FAMILIES, draw_expression, draw_unique
 from .scene import Scene, Thing
 from .vocabulary import NUMBERS, Combination, Vocabulary, plural, sentence, with_article
@@ -23,14 +23,22 @@ TRIES = 3
 DESCRIPTION = "description"
 WHAT_IS_THERE = "What is in this picture?"
 REGION = "region"
+Things = Sequence[Thing]
+
+
+def _place(thing: Thing) -> str:
+    """Of the nine that thirds of the image make: "top left", "bottom", "middle"."""
+    sides = [zone.split()[-1] for zone, side in ZONES.items() if side.is_in_zone(thing, ZONE_CERTAIN)]
+    return " ".join(reversed(sides)) or "middle"
+
+
 # Questions about a marked thing, and their answers.
 REGION_QUESTIONS: dict[str, Callable[[Thing], str]] = {
     "What is this?": lambda thing: with_article(thing.combination.name),
     "What shape is this?": lambda thing: thing.kind,
     "What colour is this?": lambda thing: thing.color,
+    "Where is this?": _place,
 }
-
-Things = Sequence[Thing]
 
 
 def draw_chat(
