@@ -35,10 +35,7 @@ class XSAMTrainingMixin:
         """
         super().train(mode)
         if mode:
-            for part in self.modules():
-                trainable = [parameter.requires_grad for parameter in part.parameters()]
-                if trainable and not any(trainable):
-                    _stay_in_eval_mode(part)
+            _keep_frozen_in_eval_mode(self)
         return self
 
     def parameters_without_gradient(self) -> list[str]:
@@ -99,6 +96,15 @@ def zero_connected_with(outputs: Sequence[torch.Tensor], device: torch.device) -
     # One element each: a sum could overflow, and infinity times zero is not a number.
     firsts = [output.flatten()[0].to(device, torch.float32) for output in outputs]
     return sum((0 * first for first in firsts), torch.zeros((), device=device))
+
+
+def _keep_frozen_in_eval_mode(module: nn.Module) -> None:
+    for part in module.children():
+        trainable = [parameter.requires_grad for parameter in part.parameters()]
+        if any(trainable):
+            _keep_frozen_in_eval_mode(part)
+        elif trainable:
+            _stay_in_eval_mode(part)
 
 
 def _stay_in_eval_mode(part: nn.Module) -> None:

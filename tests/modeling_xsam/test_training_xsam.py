@@ -474,6 +474,10 @@ class TestFrozenPartsStayInEvalMode:
         assert model.language_model.training and learning.self_attn.training and learning.mlp.training
         assert not frozen.self_attn.training and not frozen.mlp.training
 
+    def test_a_model_that_is_frozen_as_a_whole_has_a_mode_of_its_own(self):
+        model = tiny_model().requires_grad_(False).train()
+        assert model.training and not any(part.training for part in (model.vision_tower, model.mask_decoder))
+
     def test_eval_mode_is_for_all(self):
         model = tiny_model()
         model.language_model.requires_grad_(False)

@@ -22,7 +22,7 @@ VOCAB_SIZE = 700
 NUM_SCENES = 1500
 # A wording of a prompt stands for the many scenes that it is used in.
 WORDING_WEIGHT = 20
-# Tasks, and their families if not all; questions about what is marked have no words that the others lack.
+# Tasks, and their families if not all; questions about what is marked have hardly a word that the others lack.
 TASKS_WITH_WORDS = (
     (["generic", "open-vocabulary", "referring", "reasoning", "grounded-conversation"], ()),
     (["chat"], (*CHAT_FAMILIES, DESCRIPTION)),
