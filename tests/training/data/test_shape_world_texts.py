@@ -8,6 +8,7 @@ import pytest
 
 from xsam_training.data.samples import decode_masks
 from xsam_training.data.shape_world.captions import caption
+from xsam_training.data.shape_world.chats import REGION_FAMILIES
 from xsam_training.data.shape_world.options import World
 from xsam_training.data.shape_world.questions import REASONING_QUESTIONS, TASK_TURNS
 from xsam_training.data.shape_world.reader import ShapeWorldCategoryReader, ShapeWorldReader
@@ -128,7 +129,7 @@ def test_chats_are_right():
 
 
 def test_chats_about_marked_things_are_right():
-    reader = ShapeWorldReader(tasks=["chat"], families=["region"], questions=6, count=40)
+    reader = ShapeWorldReader(tasks=["chat"], families=[*REGION_FAMILIES], questions=6, count=40)
     seen = set()
     for things, turn in pairs(reader):
         ((*prompts,),) = turn.regions
@@ -148,7 +149,7 @@ def test_chats_about_marked_things_are_right():
         }[turn.text]
         assert turn.answer.removeprefix("A ").removeprefix("An ") == expected
         seen.add(turn.text)
-    assert len(seen) == 4
+    assert seen == {question for question, _ in REGION_FAMILIES.values()}
     for each in reader:
         asked = [(turn.text, turn.regions[0][0].mask["counts"]) for turn in each.turns]
         assert len(set(asked)) == len(asked)

@@ -22,7 +22,6 @@ from .vocabulary import NUMBERS, Combination, Vocabulary, plural, sentence, with
 TRIES = 3
 DESCRIPTION = "description"
 WHAT_IS_THERE = "What is in this picture?"
-REGION = "region"
 Things = Sequence[Thing]
 
 
@@ -33,11 +32,11 @@ def _place(thing: Thing) -> str:
 
 
 # Questions about a marked thing, and their answers.
-REGION_QUESTIONS: dict[str, Callable[[Thing], str]] = {
-    "What is this?": lambda thing: with_article(thing.combination.name),
-    "What shape is this?": lambda thing: thing.kind,
-    "What colour is this?": lambda thing: thing.color,
-    "Where is this?": _place,
+REGION_FAMILIES: dict[str, tuple[str, Callable[[Thing], str]]] = {
+    "region-identity": ("What is this?", lambda thing: with_article(thing.combination.name)),
+    "region-kind": ("What shape is this?", lambda thing: thing.kind),
+    "region-color": ("What colour is this?", lambda thing: thing.color),
+    "region-place": ("Where is this?", _place),
 }
 
 
@@ -54,13 +53,13 @@ def draw_chat(
     answers away.
 
     Args:
-        families: names of `CHAT_FAMILIES`, "region" or "description".
+        families: names of `CHAT_FAMILIES`, `REGION_FAMILIES` or "description".
         questions: this many or one less, fewer if the scene gives no others.
-        regions: the visual prompts of each thing, for "region".
+        regions: the visual prompts of each thing, for `REGION_FAMILIES`.
         vocabulary: only its combinations are named.
     """
     asked = [family for family in families if family != DESCRIPTION]
-    drawers = {**CHAT_FAMILIES, REGION: partial(_region, regions)}
+    drawers = CHAT_FAMILIES | {family: partial(_region, family, regions) for family in REGION_FAMILIES}
     turns: list[Turn] = []
     count = rng.randint(max(questions - 1, 1), questions)
     for _ in range(TRIES * questions if asked else 0):
@@ -134,9 +133,11 @@ def _identity(things: Things, vocabulary: Vocabulary, rng: random.Random) -> Tur
     return Turn("chat", text=f"What is {expression.text}?", answer=sentence(with_article(name)))
 
 
-def _region(regions: Sequence[tuple[Region, ...]], things: Things, vocabulary: Vocabulary, rng: random.Random) -> Turn:
+def _region(
+    family: str, regions: Sequence[tuple[Region, ...]], things: Things, vocabulary: Vocabulary, rng: random.Random
+) -> Turn:
     place = rng.randrange(len(things))
-    question, answer = rng.choice(list(REGION_QUESTIONS.items()))
+    question, answer = REGION_FAMILIES[family]
     return Turn("chat", text=question, regions=(regions[place],), answer=sentence(answer(things[place])))
 
 

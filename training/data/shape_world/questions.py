@@ -12,7 +12,7 @@ import numpy as np
 
 from ..samples import Region, Turn
 from .captions import caption
-from .chats import CHAT_FAMILIES, DESCRIPTION, REGION, draw_chat
+from .chats import CHAT_FAMILIES, DESCRIPTION, REGION_FAMILIES, draw_chat
 from .families import FAMILIES, draw_expression
 from .options import World
 from .scene import Scene
@@ -29,7 +29,7 @@ REASONING_QUESTIONS = (
 # The families of the tasks that have some.
 TASK_FAMILIES: dict[str, tuple[str, ...]] = {
     "referring": tuple(FAMILIES),
-    "chat": (*CHAT_FAMILIES, REGION, DESCRIPTION),
+    "chat": (*CHAT_FAMILIES, *REGION_FAMILIES, DESCRIPTION),
 }
 
 
@@ -174,7 +174,7 @@ def _visual_grounded(subject: Subject) -> list[Turn]:
 def _chat(subject: Subject) -> list[Turn]:
     families, rng = subject.families_of("chat"), subject.rng("chat")
     # Visual prompts take time to draw.
-    regions = subject.regions if REGION in families else []
+    regions = [] if REGION_FAMILIES.keys().isdisjoint(families) else subject.regions
     return draw_chat(families, subject.questions, subject.scene, regions, subject.vocabulary, rng)
 
 

@@ -52,7 +52,8 @@ class ShapeWorldReader(SampleReader[int]):
         root: not used, nothing is read.
         tasks: names of tasks; a chat is a conversation of its own and goes with no other.
         families: of expressions (attribute, size, position, relation, absent) and chats (existence, count, color,
-            kind, identity, region, description) that are asked; by default all.
+            kind, identity; of a marked thing region-kind, region-color, region-place, region-identity; description)
+            that are asked; by default all.
         questions: most questions about one scene in referring, reasoning, interactive segmentation and chat each.
         split: "train", "test" or "held-out", see `World`.
         seed: of all scenes.
