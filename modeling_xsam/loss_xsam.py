@@ -19,7 +19,6 @@ from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerLoss,
     dice_loss,
     pair_wise_dice_loss,
-    pair_wise_sigmoid_cross_entropy_loss,
     sample_point,
     sigmoid_cross_entropy_loss,
 )
@@ -69,6 +68,24 @@ def _count_items(class_labels: list[torch.Tensor], num_queries: int, no_object_w
     )
 
 
+def pair_wise_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Binary cross-entropy of every query with every mask: what transformers' `pair_wise_sigmoid_cross_entropy_loss` gives,
+    in a third of the time. That is most of what matching costs, and on a CPU a fifth of a step.
+
+    With x the logit and y the label, -y log s(x) - (1 - y) log(1 - s(x)) is softplus(x) - x y, so that only one of the
+    two logarithms has to be taken, and none of them for each pair.
+
+    Args:
+        logits: float (Q, P), P pixels or points.
+        labels: float (n, P), in [0, 1].
+
+    Returns:
+        (Q, n), means over P.
+    """
+    return (nn.functional.softplus(logits).sum(-1, keepdim=True) - logits @ labels.T) / logits.shape[1]
+
+
 class XSAMMatcher(Mask2FormerHungarianMatcher):
     """
     Hungarian matching of queries and masks of one item. Differs from transformers' matcher in the value that invalid
@@ -108,7 +125,7 @@ class XSAMMatcher(Mask2FormerHungarianMatcher):
         ):
             queries, targets = self._mask_values(masks[:, None], labels.to(masks)[:, None])
             cost = (
-                self.cost_mask * pair_wise_sigmoid_cross_entropy_loss(queries, targets)
+                self.cost_mask * pair_wise_cross_entropy(queries, targets)
                 - self.cost_class * classes.softmax(-1)[:, label_classes.long()]
                 + self.cost_dice * pair_wise_dice_loss(queries, targets)
             )

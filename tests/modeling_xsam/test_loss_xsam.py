@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from transformers.models.mask2former.modeling_mask2former import pair_wise_sigmoid_cross_entropy_loss
 
-from modeling_xsam.loss_xsam import XSAMLoss, XSAMMatcher, count_loss_items
+from modeling_xsam.loss_xsam import XSAMLoss, XSAMMatcher, count_loss_items, pair_wise_cross_entropy
 from tiny_models import tiny_mask_decoder_config
 
 SIZE = 4
@@ -20,6 +21,15 @@ def logits_of(*masks: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def loss():
     return XSAMLoss(tiny_mask_decoder_config(use_point_sampling=False))
+
+
+@pytest.mark.parametrize("scale", [0.1, 5.0, 100.0])
+def test_every_query_is_compared_with_every_mask_as_in_transformers(scale):
+    torch.manual_seed(0)
+    logits, labels = scale * torch.randn(7, 300), torch.rand(4, 300)
+    expected = pair_wise_sigmoid_cross_entropy_loss(logits.double(), labels.double())
+    torch.testing.assert_close(pair_wise_cross_entropy(logits, labels), expected.float(), rtol=1e-5, atol=1e-6)
+    assert pair_wise_cross_entropy(logits, labels[:0]).shape == (7, 0)
 
 
 def test_masks_are_matched_by_shape_and_class():

@@ -3,9 +3,9 @@ import inspect
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForImageTextToText, AutoModelForUniversalSegmentation, GPT2Config
-from transformers.models.mask2former.modeling_mask2former import pair_wise_sigmoid_cross_entropy_loss
 
 from modeling_xsam import XSAMForSegmentation, XSAMForUniversalSegmentation
+from modeling_xsam.loss_xsam import pair_wise_cross_entropy
 from tiny_models import (
     HIGH_RES_SIZE,
     IMAGE,
@@ -251,14 +251,14 @@ class TestForward:
 
     def test_matching_is_in_float32_under_autocast(self, model, monkeypatch):
         dtypes = []
-        original = pair_wise_sigmoid_cross_entropy_loss
+        original = pair_wise_cross_entropy
 
         def recording(*args):
             cost = original(*args)
             dtypes.append(cost.dtype)
             return cost
 
-        monkeypatch.setattr("modeling_xsam.loss_xsam.pair_wise_sigmoid_cross_entropy_loss", recording)
+        monkeypatch.setattr("modeling_xsam.loss_xsam.pair_wise_cross_entropy", recording)
         inputs, labels = training_inputs()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             model(**inputs, **labels)
