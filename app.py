@@ -29,7 +29,7 @@ from xsam_training.data.shape_world.reader import ShapeWorldReader
 
 PHOTO = Path(__file__).resolve().parent / "examples" / "coffee.png"
 # A scene of the generated world that training does not have, with what `shape_suggestions` names.
-SCENE = 97
+SCENE = 47
 TABLE_HEADERS = ["label", "score", "box (x0, y0, x1, y1)", "area (pixels)"]
 POINT_MODE, BOX_MODE = "Point", "Box"
 INTRODUCTION = """# X-SAM
@@ -105,11 +105,11 @@ def shape_suggestions() -> Suggestions:
     """For the small model of the package."""
     scene = ShapeWorldReader(tasks=["grounded-conversation"], split="test")[SCENE].image
     return Suggestions(
-        text="the dotted triangle",
+        text="the dotted ring",
         placeholders={
-            "referring": "the small star left of the black star",
+            "referring": "the ring above the square",
             "reasoning": "Which shape looks like a plus sign?",
-            "chat": "How many stars are there?",
+            "chat": "How many rings are there?",
         },
         things="circle, square, triangle, star, cross, ring",
         stuff="sky, clouds, cliffs, grass, sand, water",

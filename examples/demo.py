@@ -27,13 +27,13 @@ from xsam_training.data.shape_world.reader import ShapeWorldReader
 Calls = Sequence[tuple[str, dict[str, Any]]]
 
 # A scene that training does not have, with what the calls name.
-SCENE = 97
+SCENE = 47
 KINDS = ["circle", "square", "triangle", "star", "cross", "ring"]
 STUFF = ["sky", "clouds", "cliffs", "grass", "sand", "water"]
-COMBINATIONS = ["green star", "black star", "yellow triangle", "black cross", "red circle", "purple square"]
-HOW_MANY = "How many stars are there?"
-GREEN_STAR, BLACK_CROSS = [12, 61], [95, 32]
-RING_BOX, TRIANGLE_BOX = [44, 94, 68, 117], [73, 59, 115, 102]
+COMBINATIONS = ["red circle", "yellow star", "white ring", "purple cross", "green triangle", "black square"]
+HOW_MANY = "How many rings are there?"
+YELLOW_STAR, PURPLE_CROSS = [11, 86], [85, 117]
+SQUARE_BOX, RING_BOX = [52, 38, 94, 79], [44, 10, 70, 36]
 
 SCENE_CALLS: Calls = [
     ("generic: six kinds, six materials", {"task": "generic", "labels": {"thing": KINDS, "stuff": STUFF}}),
@@ -41,15 +41,15 @@ SCENE_CALLS: Calls = [
         "open-vocabulary: six colours of kinds",
         {"task": "open-vocabulary", "labels": COMBINATIONS, "subtask": "instance"},
     ),
-    ("referring: the dotted triangle", {"task": "referring", "text": "the dotted triangle"}),
+    ("referring: the dotted ring", {"task": "referring", "text": "the dotted ring"}),
     (
         "reasoning: Which shape looks like a plus sign?",
         {"task": "reasoning", "text": "Which shape looks like a plus sign?", "prefill_answer": True},
     ),
     ("grounded-conversation", {"task": "grounded-conversation", "max_new_tokens": 96}),
-    ("interactive: two points", {"task": "interactive", "points": [GREEN_STAR, BLACK_CROSS]}),
-    ("interactive: a box", {"task": "interactive", "boxes": [RING_BOX]}),
-    ("visual-grounded: a box", {"task": "visual-grounded", "boxes": [TRIANGLE_BOX]}),
+    ("interactive: two points", {"task": "interactive", "points": [YELLOW_STAR, PURPLE_CROSS]}),
+    ("interactive: a box", {"task": "interactive", "boxes": [SQUARE_BOX]}),
+    ("visual-grounded: a box", {"task": "visual-grounded", "boxes": [RING_BOX]}),
     (f"chat: {HOW_MANY}", {"task": "chat", "text": HOW_MANY, "max_new_tokens": 24}),
 ]
 

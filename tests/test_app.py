@@ -111,10 +111,9 @@ def test_suggestions_fit_the_scene():
     (generic,) = reader[app.SCENE].turns
     names = [*app.split_names(shapes.things), *app.split_names(shapes.stuff)]
     assert tuple(names) == generic.labels
-    dotted, small = Description("triangle", texture="dotted"), Description("star", size="small")
     for words, meant in (
-        (shapes.text, dotted),
-        (shapes.placeholders["referring"], Related(small, "left of", Description("star", "black"))),
+        (shapes.text, Description("ring", texture="dotted")),
+        (shapes.placeholders["referring"], Related(Description("ring"), "above", Description("square"))),
     ):
         assert meant.text == words and meant.matches(scene.things).target is not None
     assert [thing.kind for thing in scene.things].count("cross") == 1

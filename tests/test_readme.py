@@ -55,7 +55,7 @@ def test_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, caplog, im
         exec(block, names)
     assert names["outputs"].masks_queries_logits.shape[0] == 1
     assert (tmp_path / "mask.png").exists()
-    assert all(found["label"] == "the dotted triangle" for found in names["segments"])
+    assert all(found["label"] == "the dotted ring" for found in names["segments"])
     assert "generated world" in caplog.text
 
 
@@ -90,19 +90,19 @@ def test_the_demo_asks_for_what_is_in_its_scene(scene):
     (generic,) = ShapeWorldReader(tasks=["generic"], split="test")[demo.SCENE].turns
     assert (*demo.KINDS, *demo.STUFF) == generic.labels
     assert {thing.combination.name for thing in scene.things} & set(demo.COMBINATIONS) == set(demo.COMBINATIONS[:4])
-    assert [thing.kind for thing in scene.things if thing.texture == "dotted"] == ["triangle"]
+    assert [thing.kind for thing in scene.things if thing.texture == "dotted"].count("ring") == 1
     assert "looks like a plus sign" in FACTS["cross"]
     kinds = [thing.kind for thing in scene.things]
-    assert kinds.count("cross") == 1 and kinds.count("star") == kinds.count("triangle") == 2
+    assert kinds.count("cross") == 1 and kinds.count("ring") == 2
 
 
 def test_the_demo_marks_what_it_says(scene):
     """A point lies on its thing, a box is that of the visible pixels."""
-    for (x, y), name in ((demo.GREEN_STAR, "green star"), (demo.BLACK_CROSS, "black cross")):
+    for (x, y), name in ((demo.YELLOW_STAR, "yellow star"), (demo.PURPLE_CROSS, "purple cross")):
         (thing,) = (each for each in scene.things if each.combination.name == name)
         assert thing.mask[y, x]
-    for box, kind, texture in ((demo.RING_BOX, "ring", "striped"), (demo.TRIANGLE_BOX, "triangle", "dotted")):
-        (thing,) = (each for each in scene.things if (each.kind, each.texture) == (kind, texture))
+    for box, name in ((demo.SQUARE_BOX, "orange square"), (demo.RING_BOX, "yellow ring")):
+        (thing,) = (each for each in scene.things if each.combination.name == name)
         assert box == list(Image.fromarray(thing.mask).getbbox())
 
 
