@@ -71,10 +71,10 @@ def _count_items(class_labels: list[torch.Tensor], num_queries: int, no_object_w
 def pair_wise_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
     Binary cross-entropy of every query with every mask: what transformers' `pair_wise_sigmoid_cross_entropy_loss` gives,
-    in a third of the time. That is most of what matching costs, and on a CPU a fifth of a step.
+    in a third of the time; theirs is most of what matching costs.
 
-    With x the logit and y the label, -y log s(x) - (1 - y) log(1 - s(x)) is softplus(x) - x y, so that only one of the
-    two logarithms has to be taken, and none of them for each pair.
+    With x the logit, s the sigmoid and y the label, -y log s(x) - (1 - y) log(1 - s(x)) is softplus(x) - x y: one
+    logarithm instead of two.
 
     Args:
         logits: float (Q, P), P pixels or points.
