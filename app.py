@@ -42,13 +42,13 @@ TASK_HELP = {
     "grounded-conversation": "A caption, and a mask for each phrase in it.",
     "interactive": "The object under each point or box: click on the image.",
     "visual-grounded": "Everything that looks like what you mark: click on the image.",
-    "chat": "An answer in words; the image may be left out.",
+    "chat": "An answer in words, about the image or what is clicked on in it; both may be left out.",
 }
 # The inputs that a task uses, by where its phrases come from.
 FIELDS_OF_SOURCE = {
     "labels": ("things", "stuff", "subtask", "threshold", "overlap_mask_area_threshold"),
     "text": ("text", "score_threshold", "multi_target"),
-    "regions": ("click_mode", "clear_clicks", "threshold"),
+    "regions": ("threshold",),
     None: (),
 }
 OPTION_NAMES = (
@@ -149,6 +149,8 @@ def fields_of(task_name: str) -> set[str]:
     fields = {"mask_threshold", *FIELDS_OF_SOURCE[task.phrases_from]}
     if task_name == "chat":
         fields.add("text")
+    if task.takes_visual_prompts:
+        fields |= {"click_mode", "clear_clicks"}
     if not task.prefill_by_default:
         fields.add("max_new_tokens")
         if task.has_fixed_answer:

@@ -17,10 +17,10 @@ from PIL import Image
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .chat_templates_xsam import PHI3_CHAT_TEMPLATE
 from .image_processing_xsam import load_image, pad_to_square, resize_longest_side, resize_to
 from .prompts_xsam import (
     IMAGE_TOKEN,
-    PHI3_CHAT_TEMPLATE,
     PHRASE_END_TOKEN,
     PHRASE_START_TOKEN,
     PLAIN_TEXT_MARK,

@@ -23,13 +23,18 @@ HIGH_RES_SIZE = 256
 LOW_RES_SIZE = 112
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that needs no training: one token per byte, with Phi-3's special tokens."""
+def byte_backend() -> Tokenizer:
+    """One token per byte; needs no training."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return with_phi3_tokens(tokenizer)
+    backend = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, with Phi-3's special tokens."""
+    return with_phi3_tokens(byte_backend())
 
 
 def random_processor() -> XSAMProcessor:

@@ -71,7 +71,7 @@ def photo(segment) -> app.Photo:
         ("grounded-conversation", {"max_new_tokens"}),
         ("interactive", {"click_mode", "clear_clicks", "threshold"}),
         ("visual-grounded", {"click_mode", "clear_clicks", "threshold"}),
-        ("chat", {"text", "max_new_tokens"}),
+        ("chat", {"text", "max_new_tokens", "click_mode", "clear_clicks"}),
     ],
 )
 def test_a_task_shows_its_inputs(task, shown):
@@ -136,6 +136,9 @@ def test_arguments_are_those_of_the_task():
         "multi_target": False,
     }
     assert app.call_arguments("referring", {**VALUES, "score_threshold": 0.3}, [])["score_threshold"] == 0.3
+    chat = {"task": "chat", "text": "the cup", "mask_threshold": 0.4, "max_new_tokens": 8}
+    assert app.call_arguments("chat", VALUES, []) == chat
+    assert app.call_arguments("chat", VALUES, CLICKS) == chat | {"points": [[300, 200], [470, 240]]}
 
 
 def test_clicks_are_points_or_corners():

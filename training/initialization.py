@@ -40,9 +40,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, loggi
 from modeling_xsam import XSAMConfig
 from modeling_xsam.published_xsam import SPECIAL_TOKENS
 from processing_xsam import XSAMProcessor
+from processing_xsam.chat_templates_xsam import PHI3_CHAT_TEMPLATE, QWEN_CHAT_TEMPLATE
 from processing_xsam.image_processing_xsam import default_high_res_image_processor, default_image_processor
 from processing_xsam.processing_xsam import add_structure_tokens
-from processing_xsam.prompts_xsam import PHI3_CHAT_TEMPLATE, QWEN_CHAT_TEMPLATE
 
 from .arguments import ModelArguments
 

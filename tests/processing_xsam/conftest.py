@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from processing_xsam.image_processing_xsam import default_high_res_image_processor, default_image_processor
 from processing_xsam.processing_xsam import XSAMProcessor
+from random_checkpoint import byte_backend
 
 CHAT_TOKENS = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<|im_start|>", "<|im_end|>"]
 NUM_IMAGE_TOKENS = 5
@@ -21,11 +22,7 @@ HIGH_SIZE = 32
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     """Each byte is a token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return _finish(backend)
+    return _finish(byte_backend())
 
 
 def word_level_tokenizer() -> PreTrainedTokenizerFast:
