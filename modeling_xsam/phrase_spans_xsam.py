@@ -99,19 +99,21 @@ def _scan(
 ) -> SequenceStructure:
     """Read tokens from left to right. Positions are counted from `offset`; `open_phrases` stand from before."""
     structure = SequenceStructure()
+    # Attributes of a configuration are slow to read, too slow for every token.
+    phrase_start, phrase_end, seg = config.phrase_start_token_id, config.phrase_end_token_id, config.seg_token_id
     inherited, spans, start = open_phrases, [], None
     for position, token in enumerate(token_ids, start=offset):
-        if token == config.phrase_start_token_id:
+        if token == phrase_start:
             if start is not None:
                 structure.problems.append(f"<p> at position {start} is not closed before the <p> at {position}.")
             start = position
-        elif token == config.phrase_end_token_id:
+        elif token == phrase_end:
             if start is None:
                 structure.problems.append(f"</p> at position {position} has no <p> before it.")
             else:
                 spans.append((start, position + 1))
             start = None
-        elif token == config.seg_token_id:
+        elif token == seg:
             if start is not None:
                 structure.problems.append(f"<p> at position {start} is not closed before the <SEG> at {position}.")
                 start = None
