@@ -28,7 +28,7 @@ def runs(tmp_path_factory):
         recipe = yaml.safe_load((RECIPES / f"stage{stage}.yaml").read_text(encoding="utf-8"))
         sources = {name: recipe[name] for name in ("tokenizer", "model") if name in recipe}
         moved = [f"--{name}={folder / Path(source).name}" for name, source in sources.items()]
-        overrides = ["--max_steps=1", "--global_batch_size=2", "--per_device_train_batch_size=2", "--picture_steps=0"]
+        overrides = ["--max_steps=1", "--global_batch_size=4", "--per_device_train_batch_size=4", "--picture_steps=0"]
         overrides += ["--save_strategy=no", "--logging_steps=1", "--disable_tqdm=true"]
         trainers[stage] = train(
             RECIPES / f"stage{stage}.yaml", [*moved, *overrides, f"--output_dir={folder / f'stage{stage}'}"]
