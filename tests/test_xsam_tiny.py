@@ -25,21 +25,25 @@ NUM_SCENES = 16
 
 # Benchmark, figure, floor.
 FLOORS = [
-    ("kinds-panoptic", "PQ", 0.85),
-    ("combinations", "mIoU", 0.7),
-    ("held-out", "mIoU", 0.65),
-    ("referring", "gIoU", 0.61),
-    ("referring-attribute", "gIoU", 0.68),
-    ("reasoning", "gIoU", 0.76),
-    ("interactive-point", "gIoU", 0.74),
-    ("interactive-box", "gIoU", 0.74),
-    ("visual-grounded-box", "AP50", 0.71),
-    ("chat-count", "accuracy", 0.46),
-    ("chat-color", "accuracy", 0.57),
+    ("kinds-panoptic", "PQ", 0.86),
+    ("combinations", "mIoU", 0.6),
+    ("held-out", "mIoU", 0.54),
+    ("referring", "gIoU", 0.59),
+    ("referring-attribute", "gIoU", 0.65),
+    ("referring-size", "gIoU", 0.69),
+    ("referring-position", "gIoU", 0.46),
+    ("referring-relation", "gIoU", 0.43),
+    ("absent", "N-acc", 0.5),
+    ("reasoning", "gIoU", 0.79),
+    ("interactive-point", "gIoU", 0.72),
+    ("interactive-box", "gIoU", 0.79),
+    ("visual-grounded-box", "AP50", 0.79),
+    ("chat-count", "accuracy", 0.44),
+    ("chat-color", "accuracy", 0.61),
 ]
 GENERATED_FLOORS = [
-    ("grounded-conversation", "mIoU", 0.8),
-    ("reasoning", "gIoU", 0.76),
+    ("grounded-conversation", "mIoU", 0.82),
+    ("reasoning", "gIoU", 0.79),
 ]
 
 
