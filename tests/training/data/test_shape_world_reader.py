@@ -106,9 +106,32 @@ def test_visual_questions_have_all_things_of_each_kind():
         assert turn.labels == tuple(sorted({thing.kind for thing in things}))
         for phrase, kind in enumerate(turn.labels):
             of_kind = [thing for thing in things if thing.kind == kind]
-            masks = [mask["counts"] for mask, of in zip(turn.masks, turn.mask_phrases, strict=True) if of == phrase]
-            assert masks == [thing.rle["counts"] for thing in of_kind]
+            assert masks_of(turn, phrase) == [thing.rle["counts"] for thing in of_kind]
             assert len(turn.regions[phrase]) == 4 * len(of_kind)
+
+
+def test_visual_questions_may_leave_kinds_out():
+    """What is shown is asked for as before; what is not has no mask. Other tasks of the scene stay as they are."""
+    tasks, count = ["visual-grounded", "interactive"], 30
+    left_out = 0
+    for whole, part in zip(
+        ShapeWorldReader(tasks=tasks, count=count),
+        ShapeWorldReader(tasks=tasks, count=count, leave_kinds_out=True),
+        strict=True,
+    ):
+        all_kinds, shown = whole.turns[0], part.turns[0]
+        assert whole.turns[1:] == part.turns[1:] and shown.labels
+        for phrase, kind in enumerate(shown.labels):
+            place = all_kinds.labels.index(kind)
+            assert shown.regions[phrase] == all_kinds.regions[place]
+            assert masks_of(shown, phrase) == masks_of(all_kinds, place)
+        assert set(shown.mask_phrases) == set(range(len(shown.labels)))
+        left_out += len(all_kinds.labels) - len(shown.labels)
+    assert left_out > count / 2
+
+
+def masks_of(turn, phrase):
+    return [mask["counts"] for mask, of in zip(turn.masks, turn.mask_phrases, strict=True) if of == phrase]
 
 
 def test_an_open_vocabulary_has_what_is_there_and_a_few_others():

@@ -44,6 +44,7 @@ class Subject:
         scene: what is in it.
         families: that may be asked.
         questions: most questions of one task.
+        leave_kinds_out: whether visual-grounded segmentation shows some of the kinds only.
     """
 
     world: World
@@ -51,6 +52,7 @@ class Subject:
     scene: Scene
     families: tuple[str, ...]
     questions: int
+    leave_kinds_out: bool = False
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -155,12 +157,17 @@ def _interactive(subject: Subject) -> list[Turn]:
 
 
 def _visual_grounded(subject: Subject) -> list[Turn]:
-    """All kinds of the scene, each shown by any of its things."""
-    things = subject.scene.things
-    kinds = sorted({thing.kind for thing in things})
+    """All kinds of the scene, or one at least, each shown by any of its things."""
+    kinds = sorted({thing.kind for thing in subject.scene.things})
+    if subject.leave_kinds_out:
+        rng = subject.rng("visual-grounded")
+        kinds = sorted(rng.sample(kinds, rng.randint(1, len(kinds))))
     regions = {kind: () for kind in kinds}
-    for thing, of_thing in zip(things, subject.regions, strict=True):
-        regions[thing.kind] += of_thing
+    things = []
+    for thing, of_thing in zip(subject.scene.things, subject.regions, strict=True):
+        if thing.kind in regions:
+            regions[thing.kind] += of_thing
+            things.append(thing)
     turn = Turn(
         "visual-grounded",
         labels=tuple(kinds),

@@ -55,6 +55,8 @@ class ShapeWorldReader(SampleReader[int]):
             kind, identity; of a marked thing region-kind, region-color, region-place, region-identity; description)
             that are asked; by default all.
         questions: most questions about one scene in referring, reasoning, interactive segmentation and chat each.
+        leave_kinds_out: whether visual-grounded segmentation shows some of a scene's kinds only, so that things of the others
+            are background; otherwise, as in COCO-VGD, it shows all, and nothing tells what is not like any.
         split: "train", "test" or "held-out", see `World`.
         seed: of all scenes.
         count: number of scenes.
@@ -72,6 +74,7 @@ class ShapeWorldReader(SampleReader[int]):
         tasks: Sequence[str],
         families: Sequence[str] = (),
         questions: int = 4,
+        leave_kinds_out: bool = False,
         split: Split = "train",
         seed: int = 0,
         count: int = 1000,
@@ -90,7 +93,7 @@ class ShapeWorldReader(SampleReader[int]):
         )
         self.world, self.count = World(split, seed, options), _at_least_one("count", count)
         self.tasks, self.questions = _checked_tasks(tasks), _at_least_one("questions", questions)
-        self.families = _checked_families(families, self.tasks)
+        self.families, self.leave_kinds_out = _checked_families(families, self.tasks), leave_kinds_out
         super().__init__(root, on_error)
 
     def records(self) -> Iterable[int]:
@@ -99,7 +102,7 @@ class ShapeWorldReader(SampleReader[int]):
     def read(self, record: int) -> AnnotatedSample:
         for attempt in range(ATTEMPTS):
             scene = draw_scene(self.world, record, attempt)
-            subject = Subject(self.world, record, scene, self.families, self.questions)
+            subject = Subject(self.world, record, scene, self.families, self.questions, self.leave_kinds_out)
             turns = [turn for task in self.tasks for turn in TASK_TURNS[task](subject)]
             if turns:
                 return _sample(self.world, record, scene, turns)
