@@ -41,8 +41,10 @@ $(TINY)/tokenizer/tokenizer.json: | $(VENV)/installed-train
 tiny-card: $(VENV)/installed-train
 	$(BIN)/python -m xsam_training.shape_world_card $(TINY_CARD) --output $(TINY)/figures
 
+# Two processes with a thread each: models as small as those of the tests gain nothing from a second thread.
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

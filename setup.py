@@ -12,7 +12,16 @@ HERE = Path(__file__).parent
 APP = ["gradio>=6"]
 TRAIN = ["peft>=0.21", "pyyaml>=6", "tensorboard>=2.16", "trackio>=0.2"]
 EVALUATE = ["pycocoevalcap>=1.2", "pyyaml>=6"]
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "playwright>=1.50", *APP, *TRAIN, *EVALUATE]
+TEST = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "ruff>=0.14",
+    "playwright>=1.50",
+    *APP,
+    *TRAIN,
+    *EVALUATE,
+]
 
 CHECKPOINT = ["README.md", "*config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"]
 

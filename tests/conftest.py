@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from transformers import set_seed
 
-DEFAULT_GOLDENS = Path(__file__).resolve().parents[2] / "shared" / "goldens"
-
-
-@dataclass(frozen=True)
-class Goldens:
-    """Recorded tensors of the original implementation: one safetensors file per case, described in `cases.json`."""
-
-    folder: Path
-
-    def json(self, name: str) -> dict[str, Any]:
-        return json.loads((self.folder / f"{name}.json").read_text())
-
-    def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        return load_file(self.folder / f"{name}.safetensors")
-
-    def case(self, name: str) -> dict[str, Any]:
-        return self.json("cases")[name]
-
-
-def goldens_folder() -> Path | None:
-    folder = Path(os.environ["XSAM_GOLDENS"]) if "XSAM_GOLDENS" in os.environ else DEFAULT_GOLDENS
-    return folder if (folder / "cases.json").is_file() else None
+from goldens import Goldens, goldens_folder
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity: compares with recorded tensors of the original implementation")
-    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test and its fixtures draw depends neither on the tests before it nor on the process that they ran in."""
+    set_seed(0)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import Phi3Config, SamVisionConfig, SiglipVisionConfig
 
-from conftest import Goldens
+from goldens import Goldens
 from modeling_xsam import (
     XSAMConfig,
     XSAMForSegmentation,
