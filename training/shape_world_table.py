@@ -117,6 +117,7 @@ ROWS = (
     _row("interactive, mask", "interactive-mask", "gIoU"),
     _row("visual grounded, point", "visual-grounded-point", "AP50", 0.6),
     _row("visual grounded, box", "visual-grounded-box", "AP50", 0.6),
+    _row("visual grounded, box, some kinds left out", "visual-grounded-left-out", "AP50"),
     _row("grounded conversation", "grounded-conversation", "mIoU", 0.8),
     _row("grounded conversation", "grounded-conversation", "mask recall", 0.6),
     _row("chat, is it there", "chat-existence", "accuracy", 0.85),

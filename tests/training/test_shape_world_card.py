@@ -83,7 +83,7 @@ def folder(tmp_path, parts):
 
 
 def test_benchmarks_build_and_ask_something():
-    assert len(set(NAMES)) == len(NAMES) == 21
+    assert len(set(NAMES)) == len(NAMES) == 22
     for benchmark in BENCHMARKS:
         reader = build_reader(benchmark.dataset, ".", "raise")
         assert len(reader) == 300

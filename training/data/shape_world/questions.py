@@ -52,7 +52,7 @@ class Subject:
     scene: Scene
     families: tuple[str, ...]
     questions: int
-    leave_kinds_out: bool = False
+    leave_kinds_out: bool
 
     @property
     def vocabulary(self) -> Vocabulary:
