@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the recorded tensors of the original implementation, and a count of the parity cases."""
+"""Shared by all tests: the recorded tensors of the original implementation, one seed, and a count of the parity cases."""
 
 from __future__ import annotations
 
